@@ -1,0 +1,49 @@
+"""Shapes of base models, from one that trains on two cores to Llama-2-7B."""
+
+from ml_collections import config_dict
+
+
+def _shape(layers, d_model, heads, kv_heads, d_ff, **changes) -> config_dict.ConfigDict:
+  shape = config_dict.create(
+    layers=layers,
+    trunk_layers=layers // 2,
+    d_model=d_model,
+    heads=heads,
+    kv_heads=kv_heads,
+    head_size=d_model // heads,
+    d_ff=d_ff,
+    rope_theta=10_000.0,
+    norm_eps=1e-5,
+    tied=False,
+    attention="causal",
+    kernel="xla",
+    dtype="float32",
+    remat=False,
+  )
+  shape.update(changes)
+  return shape
+
+
+def tiny() -> config_dict.ConfigDict:
+  """0.1M parameters: tests and the quickstart."""
+  return _shape(2, 64, 4, 4, 172)
+
+
+def small() -> config_dict.ConfigDict:
+  """0.5M parameters: ACRE on two cores."""
+  return _shape(3, 128, 4, 4, 344)
+
+
+def base_30m() -> config_dict.ConfigDict:
+  """30M parameters: one GPU."""
+  return _shape(8, 512, 8, 8, 1376)
+
+
+def tinyllama_1b() -> config_dict.ConfigDict:
+  """1.1B parameters: Zhang et al. 2024 (arXiv 2401.02385)."""
+  return _shape(22, 2048, 32, 4, 5632, dtype="bfloat16", remat=True)
+
+
+def llama2_7b() -> config_dict.ConfigDict:
+  """6.7B parameters: Touvron et al. 2023 (arXiv 2307.09288)."""
+  return _shape(32, 4096, 32, 32, 11008, dtype="bfloat16", remat=True)

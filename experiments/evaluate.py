@@ -1,0 +1,61 @@
+"""Evaluate a trained run on any jsonl or jsonl.gz.
+
+python -m experiments.evaluate --workdir=runs/quickstart --data=FILE [--data=...] --out=OUT.json
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+from absl import flags
+
+from experiments import cli
+from iclm import workdir
+from iclm.data import assemble
+from iclm.evals import accuracy
+
+
+def main(flag: flags.FlagValues) -> int:
+  out = pathlib.Path(flag.out)
+  examples = {path: assemble.read(path) for path in flag.data}
+  run = workdir.load_run(pathlib.Path(flag.workdir))
+  scorer = accuracy.make_scorer(run.config, run.model)
+  args = scorer, run.params
+  rest = run.tokenizer, run.config, run.mesh
+  sets = []
+  for path, found in examples.items():
+    summary = accuracy.summarise(found, accuracy.score(*args, found, *rest), run.config)
+    draws = [
+      accuracy.score(*args, found, *rest, key=jax.random.key(i)).correct_N.mean()
+      for i in range(flag.draws)
+    ]
+    if draws:
+      std = float(np.std(draws, ddof=1)) if len(draws) > 1 else None
+      summary["sampled"] = {"draws": len(draws), "accuracy": float(np.mean(draws)), "std": std}
+    sets.append({"path": path, **summary})
+    if summary["n_truncated"]:
+      print(f"{path}: {summary['n_truncated']} rows lost tokens from the left of their context")
+  provenance = workdir.provenance(run.config)
+  workdir.write_json(out, {"step": run.step, "sets": sets, "provenance": provenance})
+  _show(sets)
+  return 0
+
+
+def _show(sets: list[dict]) -> None:
+  table = rich.table.Table("set", "n", "accuracy", "exact match", "nats per answer", "groups")
+  for s in sets:
+    groups = ", ".join(f"{k} {v['accuracy']:.3f}" for k, v in s["by_group"].items())
+    numbers = f"{s['accuracy']:.4f}", f"{s['exact_match']:.4f}", f"{s['nll_nats']:.4f}"
+    table.add_row(s["path"], str(s["n"]), *numbers, groups)
+  rich.console.Console().print(table)
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "The folder of a trained run.")
+  flags.DEFINE_multi_string("data", None, "A jsonl or jsonl.gz; may be given several times.")
+  flags.DEFINE_string("out", None, "Where the JSON goes.")
+  flags.DEFINE_integer("draws", 0, "Draws of the messages for the sampled accuracy.", lower_bound=0)
+  flags.mark_flags_as_required(["workdir", "data", "out"])
+  cli.run(main)

@@ -1,0 +1,377 @@
+"""Checkpoints that are whole or absent: asynchronous, verified by SHA-256, newest and best kept.
+
+  <directory>/<step>/state/         the state, orbax's own files
+  <directory>/<step>/meta.json      whatever the caller needs beside it
+  <directory>/<step>/manifest.json  size and SHA-256 of every other file, and the metric
+
+The manifest is written last and alone makes a step complete: orbax restores flipped bits without a
+word. A save fills `<step>.new` and is renamed when it is complete, so that replacing a step never
+leaves the disk without a good one; `<step>.new` with a manifest counts as the step, should the
+process die in between. Of what is deleted, the manifest goes first. Local file systems only.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import pathlib
+import re
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from iclm.config import InputError
+
+_MANIFEST, _META, _STATE, _NEW = "manifest.json", "meta.json", "state", ".new"
+_STEP = re.compile(r"(0|[1-9]\d*)(\.new)?")
+_log = logging.getLogger(__name__)
+
+
+class Restored(NamedTuple):
+  """A verified checkpoint."""
+
+  step: int
+  state: Any
+  meta: dict[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints of one run. Close it, or use it in a `with`, so that the last save ends well.
+
+  Every process of a run calls every method; process 0 writes manifests and deletes.
+
+  Args:
+    directory: made at the first save.
+    keep: how many of the newest steps stay, at least 1.
+    best: how many of the best steps by metric stay besides them.
+    maximize: whether a higher metric is better.
+  """
+
+  def __init__(self, directory: str | os.PathLike, *, keep: int, best: int, maximize: bool):
+    if keep < 1 or best < 0:
+      raise InputError(f"checkpoint.keep = {keep} must be >= 1 and checkpoint.best = {best} >= 0")
+    self._directory = pathlib.Path(directory).absolute()
+    self._keep, self._best, self._sign = keep, best, 1 if maximize else -1
+    # Synchronously, because orbax waits for minutes on a directory that could not be made.
+    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    handler = ocp.StandardCheckpointHandler()
+    self._orbax = ocp.AsyncCheckpointer(handler, async_options=options)
+    self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+    self._pending: concurrent.futures.Future | None = None
+    self._bad: set[int] = set()  # Failed verification: neither kept nor counted.
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self.close()
+
+  def save(self, step: int, state: Any, meta: dict[str, Any], metric: float | None) -> None:
+    """Copies the state off the devices and returns; the rest happens in the background.
+
+    Waits for the save before it. A step that exists is replaced once the new one is complete.
+
+    Args:
+      state: pytree of jax or numpy arrays and numbers.
+      meta: must survive JSON.
+      metric: of this step; None (or not finite) competes for no place among the best.
+
+    Raises:
+      InputError: this or the previous save met a full disk, a missing permission or the like.
+    """
+    self.wait()
+    target = self._directory / f"{step}{_NEW}"
+    text, leaves = json.dumps(meta, indent=1), _leaves(state)
+    metric = float(metric) if metric is not None and math.isfinite(metric) else None
+    with _explaining(target):
+      if jax.process_index() == 0:
+        self._settle()
+      self._orbax.save(target / _STATE, args=ocp.args.StandardSave(state))
+    about = {"step": step, "metric": metric, "leaves": leaves}
+    self._pending = self._worker.submit(self._finish, target, text, about)
+
+  def wait(self) -> None:
+    """Returns when no save is under way.
+
+    Raises:
+      InputError: as `save`.
+    """
+    pending, self._pending = self._pending, None
+    if pending is not None:
+      pending.result()
+
+  def close(self) -> None:
+    """Waits, and ends the background thread."""
+    try:
+      self.wait()
+    finally:
+      self._worker.shutdown()
+      self._orbax.close()
+
+  def steps(self) -> list[int]:
+    """Complete steps, rising. Complete is not yet verified: see `newest`."""
+    return sorted({step for step in self._names() if (self._path(step) / _MANIFEST).exists()})
+
+  def newest(self) -> int | None:
+    """The newest step of which every file is as it was written; None where there is no checkpoint.
+
+    Names each bad step in a warning.
+
+    Raises:
+      InputError: there are checkpoints, and none is good.
+    """
+    steps, why = self.steps(), None
+    for step in reversed(steps):
+      why = problem(self._path(step))
+      if why is None:
+        return step
+      self._bad.add(step)
+      _log.warning("checkpoint %s is bad and left out: %s", self._path(step), why)
+    if steps:
+      raise InputError(f"no checkpoint in {self._directory} is good, of steps {steps}: {why}")
+    return None
+
+  def best_step(self) -> int | None:
+    """The step with the best metric (of equals the newest); None where no step has one."""
+    ranked = self._ranked(self.steps())
+    return ranked[-1] if ranked else None
+
+  def restore(self, abstract_state: Any, step: int | None = None) -> Restored | None:
+    """The newest good checkpoint, or that of `step`, after every file has been verified.
+
+    Args:
+      abstract_state: ShapeDtypeStructs with the shardings that are wanted (default: one device),
+        whatever they were at the save; numpy arrays and numbers stand for themselves.
+
+    Returns:
+      None where there is no checkpoint at all.
+
+    Raises:
+      InputError: none is good, `step` is absent or bad, or its leaves are not those of
+        `abstract_state`.
+    """
+    self.wait()
+    if step is None:
+      step = self.newest()
+      if step is None:
+        return None
+    elif (why := problem(self._existing(step))) is not None:
+      raise InputError(f"checkpoint {self._path(step)} is bad: {why}")
+    path = self._path(step)
+    _check_leaves(path, read_manifest(path)["leaves"], _leaves(abstract_state))
+    args = ocp.args.StandardRestore(jax.tree.map(_placed, abstract_state))
+    state = self._orbax.restore(path / _STATE, args=args)
+    return Restored(step, state, json.loads((path / _META).read_bytes()))
+
+  def read_meta(self, step: int) -> dict[str, Any]:
+    """The meta of a step, verified; the state is left alone.
+
+    Raises:
+      InputError: the step is absent, or its meta or manifest is bad.
+    """
+    path = self._existing(step)
+    try:
+      why = _file_problem(path, _META, read_manifest(path)["files"][_META])
+    except ValueError as error:
+      why = str(error)
+    if why is not None:
+      raise InputError(f"checkpoint {path} is bad: {why}")
+    return json.loads((path / _META).read_bytes())
+
+  def _finish(self, target: pathlib.Path, meta: str, about: dict[str, Any]) -> None:
+    """In the background: the meta, the manifest, the rename, and what is kept no more."""
+    with _explaining(target):
+      self._orbax.wait_until_finished()
+      self._bad.discard(about["step"])
+      if jax.process_index() == 0:
+        (target / _META).write_text(meta)
+        write_manifest(target, about)
+        self._settle()
+        self._retain(about["step"])
+
+  def _settle(self) -> None:
+    """Gives a complete `<step>.new` its name, and removes an incomplete one, which takes space."""
+    for step in self._names():
+      new, final = self._directory / f"{step}{_NEW}", self._directory / str(step)
+      if (new / _MANIFEST).exists():
+        _remove(final)
+        new.rename(final)
+        _sync(self._directory)
+        _sync(self._directory.parent)
+      else:
+        _remove(new)
+
+  def _retain(self, saved: int) -> None:
+    """Removes what is neither new, best nor `saved`, which is the one step known to be good."""
+    good = [step for step in self.steps() if step not in self._bad]
+    ranked = self._ranked(good)
+    kept = {saved, *good[-self._keep :], *ranked[max(len(ranked) - self._best, 0) :]}
+    for step in self._names() - kept:
+      _remove(self._directory / str(step))
+
+  def _ranked(self, steps: list[int]) -> list[int]:
+    """Those with a metric, worst first."""
+    metrics = {}
+    for step in steps:
+      try:
+        metrics[step] = read_manifest(self._path(step))["metric"]
+      except ValueError:
+        continue  # A bad manifest is no claim to a place among the best.
+    has = [step for step in metrics if metrics[step] is not None]
+    return sorted(has, key=lambda step: (self._sign * metrics[step], step))
+
+  def _names(self) -> set[int]:
+    """Steps of which there is anything, complete or not."""
+    if not self._directory.is_dir():
+      return set()
+    matches = map(_STEP.fullmatch, os.listdir(self._directory))
+    return {int(match[1]) for match in matches if match}
+
+  def _path(self, step: int) -> pathlib.Path:
+    new = self._directory / f"{step}{_NEW}"
+    return new if (new / _MANIFEST).exists() else self._directory / str(step)
+
+  def _existing(self, step: int) -> pathlib.Path:
+    steps = self.steps()
+    if step not in steps:
+      near = min(steps, key=lambda other: abs(other - step), default="none at all")
+      raise InputError(f"{self._directory} has no checkpoint of step {step}; nearest is {near}")
+    return self._path(step)
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+  """Path of every leaf -> dtype and shape, or the type of a plain number."""
+
+  def kind(x: Any) -> str:
+    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
+
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+  return {name(path): kind(x) for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _check_leaves(path: pathlib.Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+  for name in wanted | saved:
+    there, here = (leaves.get(name, "absent") for leaves in (saved, wanted))
+    if there != here:
+      raise InputError(f"checkpoint {path} does not fit: {name} is {there} there and {here} here")
+
+
+def _placed(leaf: Any) -> Any:
+  """Orbax would take the sharding of the save, whose devices may be gone."""
+  if not isinstance(leaf, jax.ShapeDtypeStruct) or leaf.sharding is not None:
+    return leaf
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+
+
+def _files(path: pathlib.Path) -> set[str]:
+  """Every file below, but for the manifest."""
+  every = (pathlib.Path(root, f) for root, _, files in os.walk(path) for f in files)
+  return {str(file.relative_to(path)) for file in every} - {_MANIFEST}
+
+
+def write_manifest(path: pathlib.Path, about: dict[str, Any]) -> None:
+  """Flushes every file of a directory to the disk, then puts its manifest in place.
+
+  Args:
+    about: what the manifest holds besides the files; must survive JSON.
+  """
+  files = {}
+  for name in _files(path):
+    with open(path / name, "rb") as file:
+      os.fsync(file.fileno())
+      digest = hashlib.file_digest(file, "sha256").hexdigest()
+      files[name] = {"sha256": digest, "size": file.tell()}
+  for root, _, _ in os.walk(path):
+    _sync(root)
+  body = about | {"files": files}
+  temporary = path / f"{_MANIFEST}.tmp"
+  with open(temporary, "w") as file:
+    file.write(_dumps(body | {"sha256": _digest(body)}))
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.replace(path / _MANIFEST)
+  _sync(path)
+
+
+def read_manifest(path: pathlib.Path) -> dict[str, Any]:
+  """The manifest of a directory. Raises ValueError where one byte is not as it was written."""
+  try:
+    text = (path / _MANIFEST).read_text()
+    manifest = json.loads(text)
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    if text == _dumps(manifest) and manifest["sha256"] == _digest(body):
+      return manifest
+  except (OSError, ValueError, AttributeError, KeyError) as error:
+    raise ValueError(f"{_MANIFEST} cannot be read ({error})") from error
+  raise ValueError(f"{_MANIFEST} is not as it was written")
+
+
+def problem(path: pathlib.Path) -> str | None:
+  """What is wrong with a directory that has a manifest, naming the file; None where it is good."""
+  try:
+    expected, found = read_manifest(path)["files"], _files(path)
+  except ValueError as error:
+    return str(error)
+  for name in sorted(found - expected.keys()):
+    return f"{name} is not in the manifest"
+  problems = (_file_problem(path, name, entry) for name, entry in sorted(expected.items()))
+  return next((problem for problem in problems if problem is not None), None)
+
+
+def _file_problem(path: pathlib.Path, name: str, entry: dict[str, Any]) -> str | None:
+  try:
+    with open(path / name, "rb") as file:
+      size = os.fstat(file.fileno()).st_size
+      if size != entry["size"]:
+        return f"{name} has {size} bytes where {entry['size']} were written"
+      if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+        return f"the SHA-256 of {name} is not that of what was written"
+  except OSError as error:
+    return f"{name} cannot be read ({error.strerror})"
+  return None
+
+
+def _remove(path: pathlib.Path) -> None:
+  """The manifest first: what is half deleted must not look complete."""
+  if not path.exists():
+    return
+  (path / _MANIFEST).unlink(missing_ok=True)
+  _sync(path)
+  shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _explaining(path: pathlib.Path):
+  """InputError where the operating system refused; any other error is a bug, and stays one."""
+  try:
+    yield
+  except Exception as error:
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # Tensorstore's way to say it.
+    if code is None and not isinstance(error, OSError):
+      raise
+    reason = os.strerror(int(code[1])) if code else error.strerror or error
+    hint = "free some space, or choose a workdir that can be written"
+    raise InputError(f"cannot write checkpoint {path}: {reason}; {hint}") from error
+
+
+def _sync(directory: str | os.PathLike) -> None:
+  """Makes the names in a directory durable."""
+  descriptor = os.open(directory, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def _dumps(body: dict[str, Any]) -> str:
+  return json.dumps(body, indent=1, sort_keys=True)
+
+
+def _digest(body: dict[str, Any]) -> str:
+  return hashlib.sha256(_dumps(body).encode()).hexdigest()

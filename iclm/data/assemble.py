@@ -1,0 +1,106 @@
+"""From a config's sources to examples, to the tokenizer, to the rows that a run trains on."""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import grain
+
+from iclm import config
+from iclm.config import InputError
+from iclm.data import acre, builders, pipeline, records, rows, tokenizer
+from iclm.data.records import Example
+from iclm.data.tokenizer import Tokenizer
+
+SPLITS = {"words": tokenizer.WORDS, "numbers": tokenizer.NUMBERS}
+PREFETCH = 4  # Batches prepared ahead.
+
+
+def examples(source: config.Source, data: config.Data) -> Sequence[Example]:
+  """The examples of a finite source, at most `limit` of them.
+
+  Raises:
+    InputError: the source is missing, malformed, or the endless generator.
+  """
+  if source.acre:
+    raise InputError("the endless generator has no end to evaluate on; name a tfds split or jsonl")
+  if source.jsonl:
+    found = read(source.jsonl)
+  else:
+    found = builders.load(source.tfds, source.split, str(pathlib.Path(data.dir).expanduser()))
+  n = min(source.limit or len(found), len(found))
+  return [found[i] for i in range(n)]
+
+
+def read(path: str) -> list[Example]:
+  """The records of a jsonl file; those of ACRE get their domain and query type from the solver."""
+  return [_labelled(example) for example in records.load(pathlib.Path(path).expanduser())]
+
+
+def _labelled(example: Example) -> Example:
+  """ACRE records come without a query type: the solver tells, and the form is their domain."""
+  known = None if example.group != records.ALL else acre.label(example.prompt)
+  if known is None:
+    return example
+  domain, group = known
+  return dataclasses.replace(example, domain=domain, group=group)
+
+
+def _source(source: config.Source, c: config.Config) -> pipeline.Source:
+  """A finite source as rows of questions on one context, or the endless one."""
+  if not source.acre:
+    return rows.group_rows(examples(source, c.data), c.data.questions_per_row, c.data.question)
+  return acre.Problems(
+    form=source.acre,
+    split=source.split,
+    seed=c.seed,
+    n_questions=c.data.questions_per_row,
+    views_ramp=source.ramp,
+  )
+
+
+def training_rows(c: config.Config) -> grain.MapDataset:
+  """The endless mixture of a config's training sources, a pure function of (seed, index)."""
+  sources = [_source(s, c) for s in c.data.train.values()]
+  weights = [s.weight for s in c.data.train.values()]
+  return pipeline.mixture(sources, weights, c.seed, [not s.acre for s in c.data.train.values()])
+
+
+def make_tokenizer(data: config.Data, training: grain.MapDataset) -> Tokenizer:
+  """The tokenizer of a file, or a small one trained on the first of the training examples."""
+  if data.tokenizer.path:
+    return tokenizer.load(pathlib.Path(data.tokenizer.path).expanduser())
+  t = data.tokenizer
+  return tokenizer.train(_texts(training, t.texts), t.vocab_size, SPLITS[t.split])
+
+
+def _texts(training: grain.MapDataset, n: int) -> Iterable[str]:
+  groups = (training[i] for i in itertools.count())
+  for example in itertools.islice(itertools.chain.from_iterable(groups), n):
+    yield example.prompt
+    yield example.answer
+    yield from example.choices
+
+
+def loader(
+  c: config.Config,
+  training: grain.MapDataset,
+  tok: Tokenizer,
+  process_index: int,
+  process_count: int,
+) -> pipeline.Loader:
+  """This process's view of the global batches of a run."""
+  return pipeline.Loader(
+    rows=training,
+    tokenizer=tok,
+    domains=c.data.domains,
+    batch_size=c.batch_size,
+    seq_len=c.data.seq_len,
+    question=c.data.question,
+    loss=c.data.loss,
+    too_long=c.data.too_long,
+    process_index=process_index,
+    process_count=process_count,
+    prefetch=PREFETCH,
+  )

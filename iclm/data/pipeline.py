@@ -1,0 +1,285 @@
+"""The batch of a step is a pure function of (seed, step, row), on any number of hosts."""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Generator, Iterator, Sequence
+from concurrent import futures
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import grain
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from iclm.config import InputError
+from iclm.data import rows as rows_lib
+from iclm.data.records import Example
+from iclm.data.rows import Loss, Question, Row, TooLong
+from iclm.data.tokenizer import Tokenizer
+
+
+class Batch(NamedTuple):
+  """Rows of several questions on one context each; `rows` draws one.
+
+  Attributes:
+    tokens_BT: ids in [0, V).
+    targets_BT: the token that position t predicts; meaningless where `loss_mask_BT` is 0.
+    segment_BT: 0 padding, 1 the shared context, 2, 3, ... its questions with their answers.
+    position_BT: 0.. in the context; every question continues behind it.
+    loss_mask_BT: 1 where the target counts.
+    prompt_mask_BT: where the router may look; empty in rows of padding only.
+    domain_B: index in the domain names, -1 when unknown; for evaluation only.
+  """
+
+  tokens_BT: Int[np.ndarray, "B T"]
+  targets_BT: Int[np.ndarray, "B T"]
+  segment_BT: Int[np.ndarray, "B T"]
+  position_BT: Int[np.ndarray, "B T"]
+  loss_mask_BT: Float[np.ndarray, "B T"]
+  prompt_mask_BT: Bool[np.ndarray, "B T"]
+  domain_B: Int[np.ndarray, "B"]
+
+
+@runtime_checkable
+class Source(Protocol):
+  """Rows by index: a list from `rows.group_rows`, or a generator of 2**40 of them."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> list[Example]: ...
+
+
+def mixture(
+  sources: Sequence[Source], weights: Sequence[float], seed: int, shuffle: Sequence[bool]
+) -> grain.MapDataset:
+  """Mixes sources into one endless sequence of rows, each a function of (seed, index).
+
+  Args:
+    sources: what to mix; each is repeated without end.
+    weights: the share of each, > 0, to a hundredth of the smallest; kept by every stretch of the
+      sequence, not by chance.
+    seed: any integer >= 0.
+    shuffle: whether to shuffle a source, in another order every epoch. An endless source is not.
+
+  Returns:
+    The rows, indexed from 0.
+
+  Raises:
+    InputError: nothing to mix, an empty source, a weight that is not > 0, or shuffling a source
+      of more than 2**32 rows.
+  """
+  if not sources:
+    raise InputError("there is no source of data; name at least one.")
+  parts = []
+  for i, (source, weight, mixed) in enumerate(zip(sources, weights, shuffle, strict=True)):
+    if not len(source):
+      raise InputError(f"source {i} holds no rows; remove it.")
+    if not 0 < weight < float("inf"):
+      raise InputError(f"weight {weight} of source {i} must be > 0; remove the source instead.")
+    part = grain.MapDataset.source(source)
+    if mixed:
+      if len(source) > 2**32:
+        raise InputError(f"source {i} of {len(source)} rows cannot be shuffled; the most is 2**32.")
+      # Grain adds the epoch to the seed: hashed seeds keep sources from taking turns at an order.
+      hashed = np.random.SeedSequence((seed, i)).generate_state(1)
+      part = part.shuffle(seed=int(hashed[0]))
+    parts.append(part.repeat())
+  return grain.MapDataset.mix(parts, weights=list(weights))
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+  """Reads this process's rows of the global batch of any step.
+
+  Attributes:
+    rows: endless, see `mixture`; row r of step s is `rows[s * batch_size + r]`.
+    tokenizer: see `rows.pack`, as `seq_len`, `question`, `loss` and `too_long`.
+    domains: the names that `Batch.domain_B` counts in.
+    batch_size: rows of the global batch, over all processes.
+    process_index: which share of the global batch to read, in [0, process_count).
+    process_count: must divide `batch_size`.
+    prefetch: batches that `iterate` prepares ahead, >= 1.
+  """
+
+  rows: Source
+  tokenizer: Tokenizer
+  domains: tuple[str, ...]
+  batch_size: int
+  seq_len: int
+  question: Question
+  loss: Loss
+  too_long: TooLong
+  process_index: int
+  process_count: int
+  prefetch: int
+
+  def __post_init__(self):
+    if self.batch_size < 1 or self.batch_size % self.process_count:
+      raise InputError(
+        f"batch_size = {self.batch_size} must be a positive multiple of the number of processes, "
+        f"{self.process_count}."
+      )
+    if self.prefetch < 1:
+      raise InputError(f"prefetch = {self.prefetch} must be at least 1.")
+
+  def batch(self, step: int) -> Batch:
+    """Returns this process's rows of the batch of a step, equal on every call.
+
+    Raises:
+      InputError: see `rows.pack`.
+    """
+    groups = self._groups(step)
+    return _stack(self._pack(groups), [_domain(group[0], self.domains) for group in groups])
+
+  def ids(self, step: int) -> list[str]:
+    """Returns the ids of the examples of `batch(step)`, to name a batch that went wrong."""
+    return [example.id for group in self._groups(step) for example in group]
+
+  def n_truncated(self, step: int) -> int:
+    """Returns how many rows of `batch(step)` lost tokens of their context; packs them anew."""
+    return sum(row.n_cut > 0 for row in self._pack(self._groups(step)))
+
+  def iterate(self, start_step: int) -> Generator[Batch, None, None]:
+    """Yields the batches from a step on, without end, prepared by a background thread.
+
+    An error is raised at the step that it belongs to. Closing the generator ends the thread.
+    """
+    steps = itertools.count(start_step)
+    thread = futures.ThreadPoolExecutor(1, "batches")
+    try:
+      ahead = collections.deque(
+        thread.submit(self.batch, next(steps)) for _ in range(self.prefetch)
+      )
+      while True:
+        batch = ahead.popleft().result()
+        ahead.append(thread.submit(self.batch, next(steps)))
+        yield batch
+    finally:
+      thread.shutdown(cancel_futures=True)
+
+  def _groups(self, step: int) -> list[list[Example]]:
+    share = self.batch_size // self.process_count
+    start = step * self.batch_size + self.process_index * share
+    return [self.rows[index] for index in range(start, start + share)]
+
+  def _pack(self, groups: list[list[Example]]) -> list[Row]:
+    return rows_lib.pack_all(
+      groups,
+      self.tokenizer,
+      seq_len=self.seq_len,
+      question=self.question,
+      loss=self.loss,
+      too_long=self.too_long,
+    )
+
+
+class EvalBatch(NamedTuple):
+  """A batch that says whose answer each position predicts.
+
+  Attributes:
+    batch: `loss_mask_BT` is 1 exactly where `owner_BT` >= 0.
+    owner_BT: index in `eval_items` of the candidate whose token or eos is the target; else -1.
+    n_truncated: rows that lost tokens of their context.
+  """
+
+  batch: Batch
+  owner_BT: Int[np.ndarray, "B T"]
+  n_truncated: int
+
+
+def eval_items(examples: Sequence[Example]) -> list[tuple[int, str]]:
+  """Returns (index of the example, candidate): every choice, or the answer where there is none."""
+  return [(i, text) for i, e in enumerate(examples) for text in e.choices or (e.answer,)]
+
+
+def eval_batches(
+  examples: Sequence[Example],
+  tokenizer: Tokenizer,
+  domains: tuple[str, ...],
+  *,
+  batch_size: int,
+  seq_len: int,
+  question: Question,
+  questions_per_row: int,
+  too_long: TooLong,
+) -> Iterator[EvalBatch]:
+  """Yields every item once, in order, in batches of one shape; padding rows fill the last.
+
+  Args:
+    examples: what to score.
+    tokenizer: see `rows.pack`, as `question` and `too_long`.
+    domains: the names that `Batch.domain_B` counts in.
+    batch_size: B of every batch.
+    seq_len: T of every batch.
+    questions_per_row: the most items of a row. Consecutive items of one context share rows while
+      they fit; the tokens of an item are the same with and without company.
+
+  Raises:
+    InputError: see `rows.pack`.
+  """
+  rows = _eval_rows(examples, tokenizer, seq_len, question, questions_per_row, too_long)
+  empty = _empty_row(tokenizer, seq_len)
+  while chunk := list(itertools.islice(rows, batch_size)):
+    packed = [row for row, _, _ in chunk] + [empty] * (batch_size - len(chunk))
+    indices = [_domain(example, domains) for _, example, _ in chunk]
+    owner_BT = np.full((batch_size, seq_len), -1, np.int32)
+    for owner_T, (row, _, first) in zip(owner_BT, chunk, strict=False):
+      mask_T = row.loss_mask_T > 0
+      owner_T[mask_T] = row.segment_T[mask_T] - 2 + first
+    yield EvalBatch(
+      batch=_stack(packed, indices + [-1] * (batch_size - len(chunk))),
+      owner_BT=owner_BT,
+      n_truncated=sum(row.n_cut > 0 for row in packed),
+    )
+
+
+def _eval_rows(
+  examples: Sequence[Example],
+  tokenizer: Tokenizer,
+  seq_len: int,
+  question: Question,
+  questions_per_row: int,
+  too_long: TooLong,
+) -> Iterator[tuple[Row, Example, int]]:
+  """Yields rows with their first example and the index of their first item."""
+  if questions_per_row < 1:
+    raise InputError(f"questions_per_row = {questions_per_row} must be at least 1.")
+  first = 0
+  for group in rows_lib.group_rows(examples, len(examples) or 1, question):
+    name = ", ".join(example.id for example in group)
+    prompts = rows_lib.encode_prompts([e.prompt for e in group], tokenizer, question, name)
+    candidates = eval_items(group)
+    known = tokenizer.encode_many(text for _, text in candidates)
+    items = [(group[i], prompts.questions[i], known[text]) for i, text in candidates]
+    room = seq_len - len(prompts.context)
+    while items:
+      sizes = itertools.accumulate(len(asked) + len(answer) for _, asked, answer in items)
+      fitting = sum(size <= room for size in itertools.islice(sizes, questions_per_row))
+      taken, items = items[: max(fitting, 1)], items[max(fitting, 1) :]
+      owners, questions, answers = zip(*taken, strict=True)
+      row = rows_lib.lay_out(
+        prompts._replace(questions=list(questions)),
+        answers,
+        tokenizer,
+        seq_len,
+        "answer",
+        too_long,
+        owners[0].id,
+      )
+      yield row, owners[0], first
+      first += len(taken)
+
+
+def _empty_row(tokenizer: Tokenizer, seq_len: int) -> Row:
+  pad_T = np.full(seq_len, tokenizer.pad_id, np.int32)
+  zero_T = np.zeros(seq_len, np.int32)
+  return Row(pad_T, pad_T, zero_T, zero_T, zero_T.astype(np.float32), zero_T.astype(np.bool_), 0)
+
+
+def _domain(example: Example, domains: tuple[str, ...]) -> int:
+  return domains.index(example.domain) if example.domain in domains else -1
+
+
+def _stack(rows: Sequence[Row], domain: Sequence[int]) -> Batch:
+  *columns, _ = zip(*rows, strict=True)
+  return Batch(*map(np.stack, columns), domain_B=np.asarray(domain, np.int32))

@@ -1,0 +1,167 @@
+"""Tokens are a lossless function of the text, and the tokenizer is one string of JSON."""
+
+import dataclasses
+import functools
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import SupportsInt
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from iclm.config import InputError
+from iclm.data import records
+
+# Numbers, words with the space before them, white space, and runs of everything else.
+WORDS = r"\p{N}+| ?\p{L}+|\s+|[^\p{L}\p{N}\s]+"
+# Numbers, and all that stands between two of them in one piece: fixed phrases become one token.
+NUMBERS = r"\p{N}+"
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+
+# Their usual spellings in files of other makers, the likeliest first.
+_PADS = (PAD, "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>")
+_BOSES = (BOS, "<s>", "<|begin_of_text|>", "[BOS]", "<|startoftext|>", "<｜begin▁of▁sentence｜>")
+_EOSES = (
+  *(EOS, "</s>", "<|end_of_text|>", "<|endoftext|>", "[EOS]", "<|im_end|>", "<|eot_id|>"),
+  "<｜end▁of▁sentence｜>",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """A tokenizer that adds nothing by itself; two are equal when their JSON is.
+
+  Text that spells a special token is text: only the packing puts special ids into a row.
+
+  Attributes:
+    json: the whole tokenizer, in the format of the `tokenizers` library.
+    vocab_size: one more than the largest id.
+    pad_id: stands in padding; the id of eos when the file has no padding token.
+    bos_id: begins a row; None when the file has none.
+    eos_id: ends an answer.
+  """
+
+  json: str = dataclasses.field(repr=False)
+  vocab_size: int
+  pad_id: int
+  bos_id: int | None
+  eos_id: int
+
+  @functools.cached_property
+  def _backend(self) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer.from_str(self.json)
+    backend.encode_special_tokens = True  # Not part of the JSON.
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of the text alone, without special ones."""
+    return self._backend.encode(text, add_special_tokens=False).ids
+
+  def encode_many(self, texts: Iterable[str]) -> dict[str, list[int]]:
+    """Returns the ids of each distinct text; several cores work on it, outside of Python's lock."""
+    unique = list(dict.fromkeys(texts))
+    encodings = self._backend.encode_batch(unique, add_special_tokens=False)
+    return {text: encoding.ids for text, encoding in zip(unique, encodings, strict=True)}
+
+  def decode(self, ids: Iterable[SupportsInt]) -> str:
+    """Returns the text of the ids; special ones spell nothing."""
+    return self._backend.decode(list(map(int, ids)), skip_special_tokens=True)
+
+  def to_json(self) -> str:
+    """Returns what `from_json` turns back into an equal tokenizer."""
+    return self.json
+
+  @classmethod
+  def from_json(cls, text: str) -> "Tokenizer":
+    """Reads a tokenizer of any make, and finds its special tokens by their usual names.
+
+    Raises:
+      InputError: the text is no tokenizer, or has no end-of-sequence token.
+    """
+    try:
+      backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # The library raises bare Exception.
+      raise InputError(f"this is no tokenizer.json: {error}.") from None
+    ids = backend.get_vocab(with_added_tokens=True)
+    eos_id = _first(ids, _EOSES)
+    if eos_id is None:
+      raise InputError(f"the tokenizer has no end-of-sequence token; name one of {list(_EOSES)}.")
+    pad_id = _first(ids, _PADS)
+    return cls(
+      json=text,
+      vocab_size=max(ids.values()) + 1,
+      pad_id=eos_id if pad_id is None else pad_id,  # Padding is masked, so any id serves.
+      bos_id=_first(ids, _BOSES),
+      eos_id=eos_id,
+    )
+
+
+def train(texts: Iterable[str], vocab_size: int, split: str) -> Tokenizer:
+  """Learns a byte-level BPE vocabulary: any text is encoded without loss, none is unknown.
+
+  The result depends on the texts, not on their order in memory or on threads.
+
+  Args:
+    texts: what to count pairs in.
+    vocab_size: upper limit, at least 259 (3 special tokens, 256 bytes); little text yields less.
+    split: regular expression (Oniguruma); merges never cross the border of a match. What lies
+      between two matches is one piece. `WORDS` and `NUMBERS` are good ones.
+
+  Returns:
+    The tokenizer; <pad> has id 0, <bos> 1, <eos> 2.
+
+  Raises:
+    InputError: the vocabulary is too small, or the expression is malformed.
+  """
+  smallest = 3 + len(pre_tokenizers.ByteLevel.alphabet())
+  if vocab_size < smallest:
+    raise InputError(f"vocab_size = {vocab_size} is too small; the least is {smallest}.")
+  try:
+    pattern = tokenizers.Regex(split)
+  except Exception as error:  # The library raises bare Exception.
+    raise InputError(f"split = {split!r} is no regular expression: {error}.") from None
+  backend = tokenizers.Tokenizer(models.BPE())
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(pattern, "isolated"),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+  backend.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=[PAD, BOS, EOS],
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  # A merge that spells a special token would take its id: never let one see the whole spelling.
+  special = re.compile("|".join((PAD, BOS, EOS)))
+  backend.train_from_iterator((piece for text in texts for piece in special.split(text)), trainer)
+  return Tokenizer.from_json(backend.to_str())
+
+
+def load(path: str | pathlib.Path) -> Tokenizer:
+  """Reads a tokenizer.json of any make.
+
+  Raises:
+    InputError: the file is missing, no tokenizer, or has no end-of-sequence token.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise records.missing(path)
+  try:
+    text = path.read_text("utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(f"{path}: cannot be read as text: {error}.") from None
+  try:
+    return Tokenizer.from_json(text)
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from None
+
+
+def _first(ids: dict[str, int], names: Iterable[str]) -> int | None:
+  return next((ids[name] for name in names if name in ids), None)

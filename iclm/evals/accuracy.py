@@ -1,0 +1,175 @@
+"""Accuracy by likelihood over the choices, exact match, and what each stream knows by itself."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from iclm import compose, sharding, step
+from iclm.config import Config
+from iclm.data import pipeline
+from iclm.data.records import Example
+from iclm.data.tokenizer import Tokenizer
+
+
+class Scores(NamedTuple):
+  """Per example, in order. Streams as in `compose.streams`; S = 0 for the plain base."""
+
+  correct_N: Bool[np.ndarray, "N"]  # By likelihood over the choices; exact match without choices.
+  exact_N: Bool[np.ndarray, "N"]  # All answer tokens and the end token are the argmax.
+  nll_N: Float[np.ndarray, "N"]  # Nats of the whole answer, end token included.
+  alone_SN: Bool[np.ndarray, "S N"]  # `correct_N` of each stream alone.
+  rate_SN: Float[np.ndarray, "S N"]  # Nats per predicted position of the answer.
+  index_N: Int[np.ndarray, "N"]  # The expert that served it.
+  n_truncated: int  # Rows that lost tokens of their context.
+
+
+Scorer = Callable[[Any, pipeline.Batch, Array | None, compose.Intervention], step.Scores]
+
+
+def make_scorer(config: Config, model: compose.Model) -> Scorer:
+  """The jitted `step.eval_step`; make it once and keep it, since it holds the compilations."""
+  return jax.jit(functools.partial(step.eval_step, config=config, model=model))
+
+
+def score(
+  scorer: Scorer,
+  params: Any,
+  examples: Sequence[Example],
+  tokenizer: Tokenizer,
+  config: Config,
+  mesh: Mesh,
+  *,
+  do: compose.Intervention = compose.NOTHING,
+  key: Array | None = None,
+) -> Scores:
+  """Scores every example once, under an intervention.
+
+  Args:
+    do: fields per expert, not per input, as the inputs are batched here.
+    key: None is deterministic; else the noise of the messages, folded per batch.
+
+  Raises:
+    InputError: there is nothing to score, or a prompt is too long for `config.data.seq_len`.
+  """
+  items = pipeline.eval_items(examples)
+  n_streams = len(compose.streams(config))
+  sums = _Sums.zeros(n_streams, len(items))
+  n_truncated = 0
+  batches = pipeline.eval_batches(
+    examples,
+    tokenizer,
+    config.data.domains,
+    batch_size=config.evaluation.batch_size,
+    seq_len=config.data.seq_len,
+    question=config.data.question,
+    questions_per_row=config.data.questions_per_row,
+    too_long=config.data.too_long,
+  )
+  for i, (batch, owner_BT, cut) in enumerate(batches):
+    noise = None if key is None else jax.random.fold_in(key, i)
+    scored = scorer(params, sharding.put_batch(batch, mesh), noise, do)
+    sums.add(jax.device_get(scored), owner_BT)
+    n_truncated += cut
+  return _per_example(examples, items, sums, n_truncated)
+
+
+class _Sums(NamedTuple):
+  """Per item (an example with one of its candidate answers), summed over its positions."""
+
+  logp_M: np.ndarray
+  hit_M: np.ndarray
+  alone_logp_SM: np.ndarray
+  alone_hit_SM: np.ndarray
+  rate_SM: np.ndarray
+  n_M: np.ndarray
+  index_M: np.ndarray
+
+  @classmethod
+  def zeros(cls, n_streams: int, n: int) -> "_Sums":
+    flat, streams = np.zeros(n), np.zeros((n_streams, n))
+    hit, alone = np.ones(n, bool), np.ones((n_streams, n), bool)
+    return cls(flat, hit, streams, alone, streams.copy(), flat.copy(), np.zeros(n, int))
+
+  def add(self, scored: step.Scores, owner_BT: np.ndarray) -> None:
+    mask = owner_BT >= 0
+    owner = owner_BT[mask]
+    np.add.at(self.logp_M, owner, scored.logp_BT[mask])
+    np.logical_and.at(self.hit_M, owner, scored.hit_BT[mask])
+    np.add.at(self.n_M, owner, 1)
+    for s in range(len(self.rate_SM)):
+      np.add.at(self.alone_logp_SM[s], owner, scored.alone_logp_SBT[s][mask])
+      np.logical_and.at(self.alone_hit_SM[s], owner, scored.alone_hit_SBT[s][mask])
+      np.add.at(self.rate_SM[s], owner, scored.rate_SBT[s][mask])
+    self.index_M[owner] = np.broadcast_to(scored.index_B[:, None], mask.shape)[mask]
+
+
+def _per_example(examples, items, sums: _Sums, n_truncated: int) -> Scores:
+  """Picks the likeliest candidate of each example, overall and for each stream alone."""
+  first = np.searchsorted([i for i, _ in items], np.arange(len(examples)))
+  right = np.array(
+    [
+      f + (e.choices.index(e.answer) if e.choices else 0)
+      for f, e in zip(first, examples, strict=True)
+    ]
+  )
+
+  def correct(logp_M, hit_M):
+    best = np.array(
+      [f + np.argmax(logp_M[f : f + len(e.choices)]) if e.choices else f
+       for f, e in zip(first, examples, strict=True)]
+    )  # fmt: skip
+    chooses = np.array([bool(e.choices) for e in examples])
+    return np.where(chooses, best == right, hit_M[right])
+
+  alone = [correct(*pair) for pair in zip(sums.alone_logp_SM, sums.alone_hit_SM, strict=True)]
+  return Scores(
+    correct_N=correct(sums.logp_M, sums.hit_M),
+    exact_N=sums.hit_M[right],
+    nll_N=-sums.logp_M[right],
+    alone_SN=np.array(alone, bool).reshape(len(alone), len(examples)),
+    rate_SN=sums.rate_SM[:, right] / sums.n_M[right],
+    index_N=sums.index_M[right],
+    n_truncated=n_truncated,
+  )
+
+
+def summarise(examples: Sequence[Example], scores: Scores, config: Config) -> dict[str, Any]:
+  """One JSON-able summary of a set; `nll_nats` is per answer, `rate_nats` per position."""
+  names = compose.streams(config)
+  groups = np.array([e.group for e in examples])
+  domains = np.array([e.domain for e in examples])
+
+  def by(labels: np.ndarray) -> dict[str, Any]:
+    members = {str(name): labels == name for name in np.unique(labels)}
+    return {
+      name: {"n": int(m.sum()), "accuracy": float(scores.correct_N[m].mean())}
+      for name, m in members.items()
+    }
+
+  routes = {}
+  if names:
+    for name in np.unique(domains):
+      counts = np.bincount(scores.index_N[domains == name], minlength=config.experts.count)
+      routes[str(name)] = (counts / counts.sum()).tolist()
+  alone = zip(names, scores.alone_SN, strict=True)
+  summary = {
+    "n": len(examples),
+    "accuracy": float(scores.correct_N.mean()),
+    "exact_match": float(scores.exact_N.mean()),
+    "nll_nats": float(scores.nll_N.mean()),
+    "by_group": by(groups),
+    "by_domain": by(domains),
+    "streams": {name: {"accuracy": float(ok_N.mean())} for name, ok_N in alone},
+    "routes": routes,
+    "rate_nats": {},
+    "n_truncated": scores.n_truncated,
+  }
+  if names and config.bottleneck.kind != "none":
+    rates = zip(names, scores.rate_SN, strict=True)
+    summary["rate_nats"] = {name: float(rate_N.mean()) for name, rate_N in rates}
+  return summary

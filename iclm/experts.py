@@ -1,0 +1,142 @@
+"""Experts as pure functions: `init` makes one, `apply` runs rows of a batch through their experts.
+
+An expert of kind `lora` is a set of adapters on the upper layers of the shared base, and a message
+head: what it has to say is a Gaussian message z of width Z, read off its own final state, and `out`
+turns z into a contribution to the residual stream. Domain experts are stacked on a leading axis E
+by `jax.vmap` over keys; the always-on invariant expert is one more of the same make.
+
+Rows are served *gathered* (each row brings its expert's parameters, picked by index) or *block*
+(all experts' parameters and a weight per expert and position); see `iclm.nn.lora`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from iclm import axes
+from iclm.config import Config
+from iclm.nn import lora, transformer
+
+# Noise of a fresh message: sigma = exp(-2), well below the unit scale of its mean.
+LOG_SIGMA_INIT = -2.0
+
+
+class Message(NamedTuple):
+  """A Gaussian message per position."""
+
+  mu_BTZ: Float[Array, "B T Z"]
+  log_sigma_BTZ: Float[Array, "B T Z"]
+
+
+class Expert(NamedTuple):
+  """The pure functions of one kind of expert.
+
+  init(key) -> params of one expert, boxed with logical axis names.
+  apply(params, run, key) -> state_BTD: the base's upper layers, adapted. `run` takes the adapters
+    of the layers and returns the final states.
+  encode(params, state_BTD, weights_BTE) -> Message.
+  decode(params, z_BTZ, weights_BTE) -> contribution_BTD.
+
+  `params` are gathered (leading axis: rows) where `weights_BTE` is None, else block (leading
+  axis: experts).
+  """
+
+  init: Callable[[Array], Any]
+  apply: Callable[..., Float[Array, "B T D"]]
+  encode: Callable[..., Message]
+  decode: Callable[..., Float[Array, "B T D"]]
+
+
+def make(config: Config) -> Expert:
+  """The expert of a config; `kind` has one value besides none today.
+
+  Source: Gendron et al. 2024, section 3 (experts as adapters on one base); the message and its
+  `out` matrix are ours. `out` starts at zero under the residual combine, so that a fresh model is
+  the base bitwise; z reads the state, not the adapter's delta, so that its gradient is not zero.
+  """
+  e, m = config.experts, config.model
+  n_layers, width = m.layers - m.trunk_layers, config.bottleneck.width
+  sizes = _sizes(config)
+
+  def init(key: Array) -> Any:
+    keys = dict(zip(transformer.PROJECTIONS, jax.random.split(key, len(sizes)), strict=True))
+    adapter = {}
+    for name in e.projections:
+      d_in, d_out = sizes[name]
+      one = lambda k, d_in=d_in, d_out=d_out: lora.init(k, d_in, d_out, e.rank)
+      a_LDR, b_LRF = jax.vmap(one)(jax.random.split(keys[name], n_layers))
+      adapter[name] = {"a": _box(a_LDR), "b": _box(b_LRF)}
+    if config.bottleneck.kind == "none":
+      return {"adapter": adapter}
+    k_mu, k_sigma, k_out = jax.random.split(jax.random.fold_in(key, 1), 3)
+    normal = lambda k, i, o, scale=1.0: _box(jax.random.normal(k, (i, o)) * scale * i**-0.5)
+    message = {
+      "mu": normal(k_mu, m.d_model, width),
+      "log_sigma": normal(k_sigma, m.d_model, width, 0.1),
+      "log_sigma_bias": _box(jnp.full((1, width), LOG_SIGMA_INIT)),
+      "out": normal(k_out, width, m.d_model, 0.0 if config.combine == "residual" else 1.0),
+    }
+    return {"adapter": adapter, "message": message}
+
+  def apply(params, run, key):
+    layers: dict[str, Any] = {}
+    for name, pair in params["adapter"].items():
+      a, b = (jnp.moveaxis(pair[x], 1, 0) for x in ("a", "b"))
+      layers[name] = (a, b * (e.alpha / e.rank))
+    if key is not None and e.dropout > 0:
+      layers["key"] = jax.random.split(key, n_layers)
+    return run(layers)
+
+  def encode(params, state_BTD, weights_BTE):
+    p = params["message"]
+    x_BTD = transformer.rms_normalise(state_BTD, m.norm_eps)
+    mu_BTZ = _mixed(x_BTD, p["mu"], weights_BTE)
+    ones = jnp.ones((*x_BTD.shape[:2], 1))
+    log_sigma_BTZ = _mixed(x_BTD, p["log_sigma"], weights_BTE)
+    log_sigma_BTZ += _mixed(ones, p["log_sigma_bias"], weights_BTE)
+    return Message(mu_BTZ, log_sigma_BTZ)
+
+  def decode(params, z_BTZ, weights_BTE):
+    return _mixed(z_BTZ, params["message"]["out"], weights_BTE)
+
+  return Expert(init, apply, encode, decode)
+
+
+def stack(init: Callable[[Array], Any], key: Array, count: int) -> Any:
+  """`count` experts with independent keys, stacked on a leading axis named `expert`."""
+  boxed = jax.vmap(init)(jax.random.split(key, count))
+  is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)
+  name = {nn.PARTITION_NAME: axes.EXPERT}
+  return jax.tree.map(lambda box: box.add_axis(0, name), boxed, is_leaf=is_box)
+
+
+def gather(stacked: Any, index_B: Int[Array, "B"]) -> Any:
+  """Each row's expert. Its gradient scatters into the stack: exactly zero where no row picked."""
+  return jax.tree.map(lambda x: x[index_B], stacked)
+
+
+def repeat(params: Any, n_rows: int) -> Any:
+  """One expert for every row."""
+  return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (n_rows, *x.shape)), params)
+
+
+def _mixed(x_BTD: Array, w: Array, weights_BTE: Array | None) -> Array:
+  if weights_BTE is None:
+    return jnp.einsum("btd,bdz->btz", x_BTD, w)
+  return jnp.einsum("btez,bte->btz", jnp.einsum("btd,edz->btez", x_BTD, w), weights_BTE)
+
+
+def _box(value: Array) -> nn.LogicallyPartitioned:
+  return nn.LogicallyPartitioned(value, (None,) * value.ndim)
+
+
+def _sizes(config: Config) -> dict[str, tuple[int, int]]:
+  """Input and output width of every projection of a layer."""
+  m = config.model
+  q, kv = m.heads * m.head_size, m.kv_heads * m.head_size
+  sizes = {"q": (m.d_model, q), "k": (m.d_model, kv), "v": (m.d_model, kv), "o": (q, m.d_model)}
+  return sizes | dict.fromkeys(("gate", "up"), (m.d_model, m.d_ff)) | {"down": (m.d_ff, m.d_model)}

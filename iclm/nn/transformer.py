@@ -1,0 +1,207 @@
+"""Decoder of the Llama family: RMSNorm, RoPE, grouped-query attention, SwiGLU, scan over layers.
+
+Modules without policy: adapters, masks and positions are arguments. Weights are float32; matmuls
+run in `dtype`, norms and softmax in float32. Source: Touvron et al. 2023 (arXiv 2302.13971); RoPE
+rotates halves, as the released weights expect.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from iclm import axes
+from iclm.config import Model
+from iclm.nn import lora
+
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+class Shared(NamedTuple):
+  """What every layer sees alike."""
+
+  mask_BTT: Bool[Array, "B T T"]
+  cos_BTK: Float[Array, "B T K"]
+  sin_BTK: Float[Array, "B T K"]
+  weights_BTE: Float[Array, "B T E"] | None  # Of block adapters; None when they are gathered.
+
+
+def shared(
+  model: Model,
+  position_BT: Int[Array, "B T"],
+  mask_BTT: Bool[Array, "B T T"],
+  weights_BTE: Float[Array, "B T E"] | None,
+) -> Shared:
+  """The rotations of RoPE for each position, and what else the layers share."""
+  half = model.head_size // 2
+  inverse = model.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = jnp.einsum("bt,k->btk", position_BT.astype(jnp.float32), inverse)
+  angle = jnp.concatenate([angle, angle], axis=-1)
+  return Shared(mask_BTT, jnp.cos(angle), jnp.sin(angle), weights_BTE)
+
+
+def attention_mask(
+  segment_BT: Int[Array, "B T"], prefix_BT: Bool[Array, "B T"] | None
+) -> Bool[Array, "B T T"]:
+  """Which key (last axis) a query sees: the shared context, and its own segment so far.
+
+  Args:
+    segment_BT: 0 padding, 1 the context that all of a row's questions share, 2.. the questions.
+    prefix_BT: positions that see each other both ways (prefix attention); None is causal.
+
+  Returns:
+    True where the query may look. A position always sees itself, so that no softmax is empty.
+  """
+  t = segment_BT.shape[-1]
+  q, k = segment_BT[:, :, None], segment_BT[:, None, :]
+  causal = jnp.tril(jnp.ones((1, t, t), bool))
+  if prefix_BT is not None:
+    causal = causal | (prefix_BT[:, :, None] & prefix_BT[:, None, :])
+  return (causal & (k > 0) & ((k == q) | (k == 1))) | jnp.eye(t, dtype=bool)[None]
+
+
+def _weight(module: nn.Module, name: str, shape: tuple[int, ...], names: tuple, scale: float):
+  init = nn.with_logical_partitioning(nn.initializers.normal(scale), names)
+  return module.param(name, init, shape, jnp.float32)
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * gain, in float32."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    ones = nn.with_logical_partitioning(nn.initializers.ones, (axes.EMBED,))
+    gain_D = self.param("gain", ones, (x.shape[-1],), jnp.float32)
+    gain = jnp.broadcast_to(gain_D, x.shape)
+    return (rms_normalise(x, self.eps) * gain).astype(x.dtype)
+
+
+def rms_normalise(x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
+  """x / rms(x), in float32."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
+class Block(nn.Module):
+  """One layer: x + attention(norm(x)), then x + SwiGLU(norm(x)).
+
+  `layer` holds this layer's adapters: name of the projection -> (a, b), their scale folded into b,
+  and under "key" the dropout key, if any. An empty dict leaves the base alone.
+  """
+
+  model: Model
+  dropout: float
+
+  @nn.compact
+  def __call__(self, x_BTD: Array, layer: dict[str, Any], shared: Shared):
+    m = self.model
+    norm_BTD = RMSNorm(m.norm_eps, name="attention_norm")(x_BTD)
+    x_BTD = x_BTD + self._attention(norm_BTD, layer, shared)
+    norm_BTD = RMSNorm(m.norm_eps, name="mlp_norm")(x_BTD)
+    gate_BTF = self._project("gate", norm_BTD, m.d_ff, (axes.EMBED, axes.MLP), layer, shared)
+    up_BTF = self._project("up", norm_BTD, m.d_ff, (axes.EMBED, axes.MLP), layer, shared)
+    hidden_BTF = nn.silu(gate_BTF) * up_BTF
+    x_BTD = x_BTD + self._project(
+      "down", hidden_BTF, m.d_model, (axes.MLP, axes.EMBED), layer, shared
+    )
+    return x_BTD, None
+
+  def _attention(self, x_BTD, layer, shared):
+    m = self.model
+    b, t, _ = x_BTD.shape
+    out, inner = (axes.EMBED, axes.HEADS), (axes.HEADS, axes.EMBED)
+    q = self._project("q", x_BTD, m.heads * m.head_size, out, layer, shared)
+    k = self._project("k", x_BTD, m.kv_heads * m.head_size, out, layer, shared)
+    v = self._project("v", x_BTD, m.kv_heads * m.head_size, out, layer, shared)
+    q_BTHK = _rotate(q.reshape(b, t, m.heads, m.head_size), shared)
+    k_BTHK = _rotate(k.reshape(b, t, m.kv_heads, m.head_size), shared)
+    v_BTHK = v.reshape(b, t, m.kv_heads, m.head_size)
+    mixed_BTHK = jax.nn.dot_product_attention(
+      q_BTHK, k_BTHK, v_BTHK, mask=shared.mask_BTT[:, None], implementation=m.kernel
+    )
+    flat = mixed_BTHK.reshape(b, t, m.heads * m.head_size)
+    return self._project("o", flat, m.d_model, inner, layer, shared)
+
+  def _project(self, name, x_BTD, d_out, names, layer, shared):
+    w_DF = _weight(self, name, (x_BTD.shape[-1], d_out), names, x_BTD.shape[-1] ** -0.5)
+    y_BTF = x_BTD @ w_DF.astype(x_BTD.dtype)
+    if name not in layer:
+      return y_BTF
+    if self.dropout > 0 and "key" in layer:
+      key = jax.random.fold_in(layer["key"], PROJECTIONS.index(name))
+      x_BTD = lora.dropout(key, x_BTD, self.dropout)
+    return y_BTF + lora.delta(x_BTD, *layer[name], shared.weights_BTE)
+
+
+def _rotate(x_BTHK: Array, shared: Shared) -> Array:
+  """RoPE: rotates the pairs (i, i + K/2) by the angle of the position."""
+  x = x_BTHK.astype(jnp.float32)
+  left, right = jnp.split(x, 2, axis=-1)
+  turned = jnp.concatenate([-right, left], axis=-1)
+  cos, sin = shared.cos_BTK[:, :, None], shared.sin_BTK[:, :, None]
+  return (x * cos + turned * sin).astype(x_BTHK.dtype)
+
+
+class Decoder(nn.Module):
+  """The base model, in the pieces that composition needs: embed, trunk, upper, norm, unembed."""
+
+  model: Model
+  vocab_size: int
+  dropout: float
+
+  def setup(self):
+    m = self.model
+    std = m.d_model**-0.5 if m.tied else 1.0  # As a head, its logits start at about unit scale.
+    table = nn.with_logical_partitioning(nn.initializers.normal(std), (axes.VOCAB, axes.EMBED))
+    self.embedding = self.param("embedding", table, (self.vocab_size, m.d_model), jnp.float32)
+    block = nn.remat(Block, prevent_cse=False) if m.remat else Block
+
+    def stack(length: int):
+      return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),
+        length=length,
+        metadata_params={nn.PARTITION_NAME: None},
+      )(m, self.dropout)
+
+    self.trunk_layers = stack(m.trunk_layers) if m.trunk_layers else None
+    n_upper = m.layers - m.trunk_layers
+    self.upper_layers = stack(n_upper) if n_upper else None
+    self.norm = RMSNorm(m.norm_eps)
+    if not m.tied:
+      init = nn.with_logical_partitioning(
+        nn.initializers.normal(m.d_model**-0.5), (axes.EMBED, axes.VOCAB)
+      )
+      self.head = self.param("head", init, (m.d_model, self.vocab_size), jnp.float32)
+
+  def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    return self.embedding[tokens_BT].astype(jnp.dtype(self.model.dtype))
+
+  def trunk(self, x_BTD: Float[Array, "B T D"], shared: Shared) -> Float[Array, "B T D"]:
+    """The lowest layers, which carry no adapters."""
+    return x_BTD if self.trunk_layers is None else self.trunk_layers(x_BTD, {}, shared)[0]
+
+  def upper(
+    self, x_BTD: Float[Array, "B T D"], layers: dict[str, Any], shared: Shared
+  ) -> Float[Array, "B T D"]:
+    """The remaining layers. `layers`: adapters with a leading layer axis, or an empty dict."""
+    return x_BTD if self.upper_layers is None else self.upper_layers(x_BTD, layers, shared)[0]
+
+  def unembed(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """Final norm and head; float32 logits."""
+    x_BTD = self.norm(x_BTD)
+    w_DV = self.embedding.T if self.model.tied else self.head
+    return jnp.einsum(
+      "btd,dv->btv", x_BTD, w_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32
+    )
+
+  def __call__(self, tokens_BT, position_BT, mask_BTT):
+    """The plain base: every piece once, as initialisation needs it."""
+    s = shared(self.model, position_BT, mask_BTT, None)
+    return self.unembed(self.upper(self.trunk(self.embed(tokens_BT), s), {}, s))

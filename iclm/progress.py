@@ -1,0 +1,108 @@
+"""How a run is watched: a bar or plain lines, metrics.jsonl, and TensorBoard."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+
+import tensorboardX
+import tqdm
+
+from iclm.config import InputError
+
+
+class Log:
+  """Writes what a run measures, from `start` on; lines behind `start` are cut off.
+
+  Everything in metrics.jsonl is a function of the run alone, except keys under `wall/`.
+  """
+
+  def __init__(self, workdir: pathlib.Path, start: int, steps: int, title: str):
+    self._path = workdir / "metrics.jsonl"
+    try:
+      _cut_back(self._path, start)
+      self._file = self._path.open("a")
+      self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+    except OSError as error:
+      raise InputError(f"cannot write in {workdir}: {error.strerror}") from None
+    self._terminal = sys.stderr.isatty()
+    self._bar = tqdm.tqdm(
+      total=steps, initial=start, desc=title, unit="step", disable=not self._terminal
+    )
+    self._title, self._steps = title, steps
+    self._begun, self._start = time.monotonic(), start
+    self._last = (self._begun, start)
+
+  def __enter__(self) -> "Log":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._bar.close()
+    self._board.close()
+    self._file.close()
+
+  def advance(self) -> None:
+    self._bar.update()
+
+  def train(self, step: int, metrics: Mapping[str, float], tokens_per_step: int) -> None:
+    """One line of a training step, with its speed since the last one."""
+    now = time.monotonic()
+    then, before = self._last
+    self._last = (now, step)
+    step_s = (now - then) / max(step - before, 1)
+    tokens_per_s = tokens_per_step / max(step_s, 1e-9)
+    eta_s = (self._steps - step) * (now - self._begun) / max(step - self._start, 1)
+    wall = {"wall/step_s": step_s, "wall/tokens_per_s": tokens_per_s, "wall/s": now - self._begun}
+    self._write(step, {**metrics, **wall})
+    told = {"loss": f"{metrics['loss_nats']:.4f}", "tokens/s": f"{tokens_per_s:,.0f}"}
+    self._bar.set_postfix(told)
+    if not self._terminal:
+      self.say(
+        f"{self._title} step {step}/{self._steps} loss {told['loss']} nats "
+        f"{told['tokens/s']} tokens/s ETA {eta_s:.0f} s"
+      )
+
+  def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+    """One line of an evaluation."""
+    self._write(step, metrics)
+    shown = " ".join(
+      f"{k.removeprefix('eval/')} {v:.3f}" for k, v in metrics.items() if k.endswith("accuracy")
+    )
+    self.say(f"{self._title} step {step}/{self._steps} {shown}")
+
+  def say(self, line: str) -> None:
+    """A plain line; above the bar on a terminal."""
+    self._bar.write(line, file=sys.stderr) if self._terminal else print(
+      line, file=sys.stderr, flush=True
+    )
+
+  def _write(self, step: int, metrics: Mapping[str, float]) -> None:
+    line = json.dumps({"step": step, **metrics})
+    try:
+      self._file.write(line + "\n")
+      self._file.flush()
+      os.fsync(self._file.fileno())
+      for name, value in metrics.items():
+        self._board.add_scalar(name, value, step)
+    except OSError as error:
+      raise InputError(f"cannot write {self._path}: {error.strerror}") from None
+
+
+def _cut_back(path: pathlib.Path, start: int) -> None:
+  """Drops the lines of steps behind `start`, and a last line that a crash left unfinished."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines():
+    try:
+      behind = json.loads(line)["step"] > start
+    except (ValueError, KeyError):
+      break
+    if behind:
+      break
+    kept.append(line + "\n")
+  beside = path.with_suffix(".tmp")
+  beside.write_text("".join(kept))
+  os.replace(beside, path)

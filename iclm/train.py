@@ -1,0 +1,242 @@
+"""The one loop: mesh -> data -> model -> optimizer -> state -> restore -> steps."""
+
+import contextlib
+import functools
+import logging
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from iclm import compose, optim, routing, sharding, step, workdir
+from iclm.config import Config, InputError, to_dict
+from iclm.data import assemble, pipeline
+from iclm.data.records import Example
+from iclm.data.tokenizer import Tokenizer
+from iclm.evals import accuracy
+from iclm.progress import Log
+
+# Prompts that the router's prototypes are fitted on, and how.
+FIT_PROMPTS, FIT_ITERATIONS, FIT_RESTARTS = 1024, 30, 8
+
+
+class RunStopped(RuntimeError):
+  """The run cannot usefully go on: non-finite steps, or routes that collapsed."""
+
+
+class Result(NamedTuple):
+  """What a run came to; `interrupted` by SIGTERM: the same command goes on from here."""
+
+  run: workdir.Run
+  sets: dict[str, Any]
+  train_s: float
+  interrupted: bool
+
+
+def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
+  """Trains to the last step, from wherever the folder's newest good checkpoint left off.
+
+  Writes config.json, tokenizer.json, metrics.jsonl, TensorBoard, checkpoints and results.json.
+
+  Args:
+    title: what the progress calls this run.
+
+  Raises:
+    InputError: config, data, devices or folder are at fault.
+    RunStopped: too many non-finite steps in a row, or collapsed routes where the config stops them.
+  """
+  step.check_weights(c)
+  mesh = sharding.make_mesh(c.mesh)
+  workdir.claim(folder, c)
+  training = assemble.training_rows(c)
+  tokenizer = _tokenizer(c, folder, training)
+  loader = assemble.loader(c, training, tokenizer, jax.process_index(), jax.process_count())
+  model = compose.build(c, tokenizer.vocab_size, mesh)
+  tx = optim.from_config(c)
+  evaluate = _Evaluator(c, model, tokenizer, mesh)
+  k_init, k_run = jax.random.split(jax.random.key(c.seed))
+  advance = functools.partial(step.train_step, config=c, model=model, tx=tx)
+  advance = jax.jit(advance, donate_argnums=0)
+  meta = {"config": to_dict(c), "tokenizer": tokenizer.to_json()}
+  due = lambda n, every: n == c.steps or (every > 0 and n % every == 0)
+
+  with workdir.checkpoints(folder, c) as saves:
+    restored = saves.restore(step.abstract_state(c, model, tx, mesh))
+    state = restored.state if restored else _fresh(c, model, tx, mesh, k_init, loader)
+    start = n = restored.step if restored else 0
+    begun, sets = time.monotonic(), {}
+    with Log(folder, start, c.steps, title) as log, _Sigterm() as stop:
+      watch = _Watch(c, loader, log)
+      with contextlib.closing(loader.iterate(start)) as batches:
+        while n < c.steps and not stop.is_set():
+          state, metrics = advance(state, sharding.put_batch(next(batches), mesh), k_run)
+          n += 1
+          watch.step(n, metrics)
+          if evaluated := due(n, c.evaluation.every):
+            watch.finish()
+            sets = evaluate(state.params, log, n)
+          if due(n, c.checkpoint.every) or stop.is_set():
+            watch.finish()
+            best = sets[c.evaluation.best]["accuracy"] if evaluated and c.evaluation.best else None
+            saves.save(n, state, meta, best)
+      if n == c.steps and not sets:  # It was complete already.
+        sets = evaluate(state.params, log, n)
+  train_s = time.monotonic() - begun
+  if n == c.steps:
+    results = {"sets": sets, "train_s": train_s, "provenance": workdir.provenance(c)}
+    workdir.write_json(folder / "results.json", results)
+  return Result(workdir.Run(c, model, state.params, tokenizer, mesh, n), sets, train_s, n < c.steps)
+
+
+def _tokenizer(c: Config, folder: pathlib.Path, training) -> Tokenizer:
+  """The run's own tokenizer: that of the run it starts from, or one made now and kept."""
+  path = folder / "tokenizer.json"
+  if path.exists():
+    return Tokenizer.from_json(path.read_text())
+  if c.checkpoint.init_from:
+    made = workdir.load_run(pathlib.Path(c.checkpoint.init_from)).tokenizer
+  else:
+    made = assemble.make_tokenizer(c.data, training)
+  workdir.write_text(path, made.to_json())
+  return made
+
+
+def _fresh(c: Config, model: compose.Model, tx, mesh, key, loader: pipeline.Loader):
+  """A new state: random, or with the parameters of another run, its prototypes fitted if asked."""
+  state = step.init_state(c, model, tx, mesh, key)
+  if c.checkpoint.init_from:
+    source = workdir.load_run(pathlib.Path(c.checkpoint.init_from), c.mesh)
+    return state._replace(params=_take(state.params, source.params, c.checkpoint.init_from))
+  if c.experts.kind != "none" and c.router.fit and c.router.kind in routing.LEARNED:
+    state = _fit_prototypes(c, model, mesh, state, jax.random.fold_in(key, 1), loader)
+  return state
+
+
+def _take(mine: Any, theirs: Any, where: str) -> Any:
+  """The other run's parameters, part by part; parts that it lacks stay as they are."""
+  for name in mine.keys() & theirs.keys():
+    for (path, a), (_, b) in zip(
+      jax.tree.leaves_with_path(mine[name]), jax.tree.leaves_with_path(theirs[name]), strict=False
+    ):
+      if a.shape != b.shape:
+        raise InputError(
+          f"config.checkpoint.init_from = {where!r}: {name}{jax.tree_util.keystr(path)} has shape "
+          f"{b.shape} there and {a.shape} here"
+        )
+    if jax.tree.structure(mine[name]) != jax.tree.structure(theirs[name]):
+      raise InputError(f"config.checkpoint.init_from = {where!r}: its {name} has other parts")
+  return mine | {name: theirs[name] for name in mine.keys() & theirs.keys()}
+
+
+def _fit_prototypes(c: Config, model, mesh, state: step.TrainState, key, loader: pipeline.Loader):
+  """Prototypes start at the k-means of the first prompts, as the fresh router reads them."""
+  read = jax.jit(lambda params, batch: model.apply(params, batch).prompt_BP)
+  found, i = [], 0
+  while sum(map(len, found)) < FIT_PROMPTS:
+    batch = loader.batch(i)
+    prompt = np.asarray(read(state.params, sharding.put_batch(batch, mesh)))
+    mask = batch.segment_BT > 0 if prompt.ndim == 3 else batch.prompt_mask_BT.any(axis=1)
+    found.append(prompt[mask])
+    i += 1
+  emb_NP = np.concatenate(found)[:FIT_PROMPTS]
+  fitted_EP = routing.fit_kmeans(key, emb_NP, c.experts.count, FIT_ITERATIONS, FIT_RESTARTS)
+  old_EP = state.params["router"]["prototypes_EP"]
+  router = state.params["router"] | {"prototypes_EP": jax.device_put(fitted_EP, old_EP.sharding)}
+  return state._replace(params=state.params | {"router": router})
+
+
+class _Evaluator:
+  """Scores the config's evaluation sets; reads them once, compiles once."""
+
+  def __init__(self, c: Config, model: compose.Model, tokenizer: Tokenizer, mesh):
+    self._c, self._tokenizer, self._mesh = c, tokenizer, mesh
+    self._scorer = accuracy.make_scorer(c, model)
+    self._sets: dict[str, Sequence[Example]] = {
+      name: assemble.examples(source, c.data) for name, source in c.evaluation.sets.items()
+    }
+
+  def __call__(self, params: Any, log: Log, n: int) -> dict[str, Any]:
+    sets = {}
+    for name, examples in self._sets.items():
+      args = self._scorer, params, examples, self._tokenizer, self._c, self._mesh
+      sets[name] = accuracy.summarise(examples, accuracy.score(*args), self._c)
+    flat = {
+      f"eval/{name}/{key}": found[key]
+      for name, found in sets.items()
+      for key in ("accuracy", "nll_nats")
+    }
+    log.evaluation(n, flat)
+    return sets
+
+
+class _Watch:
+  """Looks at the metrics one step late, so that the device never waits for the host."""
+
+  def __init__(self, c: Config, loader: pipeline.Loader, log: Log):
+    self._c, self._loader, self._log = c, loader, log
+    self._pending: tuple[int, dict[str, Any]] | None = None
+    self._told_collapse = False
+
+  def step(self, n: int, metrics: dict[str, Any]) -> None:
+    self.finish()
+    self._pending = (n, metrics)
+
+  def finish(self) -> None:
+    if self._pending is None:
+      return
+    (n, metrics), self._pending = self._pending, None
+    self._log.advance()
+    in_a_row = int(metrics["skipped_in_a_row"])
+    if in_a_row:
+      self._nonfinite(n, in_a_row)
+    if n % self._c.log_every == 0 or n == self._c.steps:
+      values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+      self._log.train(n, values, self._c.batch_size * self._c.data.seq_len)
+      self._collapse(n, values)
+
+  def _nonfinite(self, n: int, in_a_row: int) -> None:
+    ids = self._loader.ids(n - 1)
+    told = f"step {n} is not finite and was skipped; its batch: {', '.join(ids[:8])}"
+    self._log.say(told + (", ..." if len(ids) > 8 else ""))
+    if in_a_row >= self._c.nonfinite_limit:
+      raise RunStopped(
+        f"{in_a_row} steps in a row were not finite, the last one step {n} (batch: "
+        f"{', '.join(ids)}); the state is as it was before them. Lower config.optimizer.lr, or "
+        "look at the data"
+      )
+
+  def _collapse(self, n: int, values: dict[str, float]) -> None:
+    c = self._c
+    if "effective_experts" not in values or self._told_collapse or n < c.router.tau_steps / 2:
+      return
+    if values["effective_experts"] >= c.router.collapse_below * c.experts.count:
+      return
+    told = (
+      f"the routes collapsed at step {n}: {values['effective_experts']:.2f} of {c.experts.count} "
+      f"experts in effect (config.router.collapse_below = {c.router.collapse_below})"
+    )
+    if c.router.collapse_stops:
+      raise RunStopped(told)
+    self._told_collapse = True
+    logging.warning(told)
+
+
+class _Sigterm:
+  """Turns SIGTERM into a flag, for as long as the loop runs."""
+
+  def __init__(self):
+    self._flag, self._old = threading.Event(), None
+
+  def __enter__(self) -> threading.Event:
+    if threading.current_thread() is threading.main_thread():
+      self._old = signal.signal(signal.SIGTERM, lambda *_: self._flag.set())
+    return self._flag
+
+  def __exit__(self, *_) -> None:
+    if self._old is not None:
+      signal.signal(signal.SIGTERM, self._old)

@@ -1,0 +1,153 @@
+"""A run's folder: whose run it is, what made it, and how to load it again.
+
+config.json     the run's config; another config may not run here
+tokenizer.json  the tokenizer
+metrics.jsonl   one line per logged step
+results.json    the final evaluation, with its provenance
+checkpoints/    see `iclm.checkpoints`
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from iclm import compose, config, optim, sharding, step
+from iclm.checkpoints import Checkpoints
+from iclm.config import Config, InputError
+from iclm.data.tokenizer import Tokenizer
+
+# Where a run may go on with other values: they change how it runs, not what comes out.
+FREE = (("mesh",), ("fsdp",), ("data", "dir"))
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
+
+
+class Run(NamedTuple):
+  """A trained model, ready to be asked."""
+
+  config: Config
+  model: compose.Model
+  params: Any
+  tokenizer: Tokenizer
+  mesh: Mesh
+  step: int
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """See `write_text`."""
+  write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes beside the file and renames: a reader sees the old content or the new, never half."""
+  beside = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    beside.write_text(text)
+    os.replace(beside, path)
+  except OSError as error:
+    beside.unlink(missing_ok=True)
+    raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def claim(workdir: pathlib.Path, c: Config) -> None:
+  """Makes the folder, or finds that it is this run's own.
+
+  Raises:
+    InputError: it holds another config's run (the first difference is named), or cannot be written.
+  """
+  path = workdir / "config.json"
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f"cannot make the workdir {workdir}: {error.strerror}") from None
+  mine = config.to_dict(c)
+  if path.exists():
+    theirs = _read_json(path)
+    for key, there, here in _differences(theirs, mine, ()):
+      if key not in FREE and key[:1] not in FREE:
+        raise InputError(
+          f"{workdir} holds another config's run: config.{'.'.join(key)} is {there!r} there and "
+          f"{here!r} here; choose another --workdir"
+        )
+  write_json(path, mine)
+
+
+def _differences(theirs: Any, mine: Any, where: tuple[str, ...]):
+  if isinstance(theirs, dict) and isinstance(mine, dict):
+    for key in sorted(theirs.keys() | mine.keys()):
+      yield from _differences(theirs.get(key), mine.get(key), (*where, key))
+  elif theirs != mine:
+    yield where, theirs, mine
+
+
+def _read_json(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    near = sorted(p.parent.name for p in path.parent.parent.glob(f"*/{path.name}"))
+    raise InputError(
+      f"{path.parent} is no run's workdir: it holds no {path.name}; "
+      + config.nearest(path.parent.name, near)
+    ) from None
+  except (OSError, ValueError) as error:
+    raise InputError(f"cannot read {path}: {error}") from None
+
+
+def load_run(workdir: pathlib.Path, sizes: config.Mesh | None = None) -> Run:
+  """The newest good checkpoint of a run, with its own config and tokenizer.
+
+  Args:
+    sizes: the mesh to load it onto; None takes the run's own.
+
+  Raises:
+    InputError: there is no run, or none of its checkpoints is good.
+  """
+  c = config.from_config_dict(_read_json(workdir / "config.json"))
+  mesh = sharding.make_mesh(sizes or c.mesh)
+  with checkpoints(workdir, c) as saves:
+    newest = saves.newest()
+    if newest is None:
+      raise InputError(f"{workdir} holds no complete checkpoint yet; train it first")
+    tokenizer = Tokenizer.from_json(saves.read_meta(newest)["tokenizer"])
+    model = compose.build(c, tokenizer.vocab_size, mesh)
+    restored = saves.restore(step.abstract_state(c, model, optim.from_config(c), mesh), newest)
+  assert restored is not None
+  return Run(c, model, restored.state.params, tokenizer, mesh, newest)
+
+
+def checkpoints(workdir: pathlib.Path, c: Config) -> Checkpoints:
+  """The checkpoints of a run; use it as a context. The metric is an accuracy."""
+  folder, keep = workdir / "checkpoints", c.checkpoint
+  return Checkpoints(folder, keep=keep.keep, best=keep.best, maximize=True)
+
+
+def provenance(c: Config) -> dict[str, Any]:
+  """Commit, config hash, versions and devices: what is needed to do a run again."""
+  text = json.dumps(config.to_dict(c), sort_keys=True)
+  device = jax.devices()[0]
+  return {
+    "commit": _git("rev-parse", "HEAD"),
+    "dirty": _git("status", "--porcelain") not in ("", None),
+    "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    "seed": c.seed,
+    "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+    | {"python": platform.python_version()},
+    "device": {"kind": device.device_kind, "count": jax.device_count(), "cores": os.cpu_count()},
+  }
+
+
+def _git(*args: str) -> str | None:
+  """Output of git in the folder of this package; None where it is no checkout."""
+  here = pathlib.Path(__file__).parent
+  try:
+    done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True)
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return done.stdout.strip()

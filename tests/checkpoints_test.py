@@ -1,0 +1,450 @@
+"""A checkpoint is whole, or it is not one: whatever happens to the disk or to the process."""
+
+import errno
+import logging
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iclm import checkpoints
+from iclm.checkpoints import Checkpoints
+from iclm.config import InputError
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+class State(NamedTuple):
+  step: int
+  params: dict
+  data: np.ndarray
+
+
+def state_of(step, n=1000):
+  rng = np.random.default_rng(step)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  params = {"base": {"w": draw(n)}, "half": draw(3, 2).astype(jnp.bfloat16), "n": jnp.int32(step)}
+  return State(step, params, np.arange(step, step + 5))
+
+
+def abstract(state):
+  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.Array) else x
+  return jax.tree.map(shape, state)
+
+
+def assert_same(left, right):
+  assert jax.tree.structure(left) == jax.tree.structure(right)
+  for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+    assert type(a) is type(b)
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def opened(directory, keep=2, best=0, maximize=True):
+  return Checkpoints(directory, keep=keep, best=best, maximize=maximize)
+
+
+def filled(directory, steps=(1, 2), **kwargs):
+  with opened(directory, **kwargs) as c:
+    for step in steps:
+      c.save(step, state_of(step), {"step": step}, None)
+  return c
+
+
+def files_of(path):
+  return sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def run(script, *args, **env):
+  command = [sys.executable, "-c", textwrap.dedent(script), *map(str, args)]
+  env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | env
+  return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+
+
+def test_what_is_saved_comes_back(tmp_path):
+  meta = {"config": {"lr": 1e-3}, "tokenizer": "{}", "position": 7}
+  with opened(tmp_path / "checkpoints") as c:
+    assert c.steps() == [] and c.newest() is None and c.best_step() is None
+    assert c.restore(abstract(state_of(0))) is None
+    c.save(1, state_of(1), meta, 0.5)
+    c.save(2, state_of(2), meta | {"position": 8}, None)
+    c.wait()
+    assert c.steps() == [1, 2]
+    for wish, step in ((None, 2), (1, 1), (2, 2)):
+      restored = c.restore(abstract(state_of(0)), wish)
+      assert (restored.step, restored.meta["position"]) == (step, 6 + step)
+      assert_same(restored.state, state_of(step))
+    assert c.read_meta(1) == meta
+    assert sorted(p.name for p in (tmp_path / "checkpoints" / "1").iterdir()) == [
+      "manifest.json",
+      "meta.json",
+      "state",
+    ]
+
+
+def test_the_state_may_be_donated_or_changed_once_save_returns(tmp_path):
+  add = jax.jit(lambda x: x + 1, donate_argnums=0)
+  x, y = jnp.zeros((2000, 1000)), np.zeros((2000, 100))
+  with opened(tmp_path) as c:
+    c.save(1, {"x": x, "y": y}, {}, None)
+    y += 1
+    for _ in range(3):
+      x = add(x)
+    x.block_until_ready()
+    like = {"x": jax.ShapeDtypeStruct(x.shape, x.dtype), "y": y}
+    restored = c.restore(like).state
+  assert not restored["x"].any() and not restored["y"].any()
+
+
+def test_newest_and_best_are_kept(tmp_path):
+  # keep = 2, best = 2: of equal metrics the newer ranks higher, NaN and None do not rank.
+  metrics = {1: 0.9, 2: 0.5, 3: 0.9, 4: 0.1, 5: float("nan"), 6: None, 7: 0.2}
+  with opened(tmp_path, keep=2, best=2) as c:
+    for step, metric in metrics.items():
+      c.save(step, state_of(step), {}, metric)
+    c.wait()
+    assert c.steps() == [1, 3, 6, 7]
+    assert c.best_step() == 3
+  assert sorted(os.listdir(tmp_path)) == ["1", "3", "6", "7"]
+  with opened(tmp_path, keep=1, best=1, maximize=False) as c:
+    assert c.best_step() == 7
+    c.save(8, state_of(8), {}, 0.3)
+    c.wait()
+    assert c.steps() == [7, 8]
+
+
+def test_the_step_just_saved_is_never_the_one_to_go(tmp_path):
+  filled(tmp_path, (10, 20), keep=2)
+  filled(tmp_path, (5,), keep=1)  # A branch from an older step.
+  assert opened(tmp_path).steps() == [5, 20]
+
+
+def test_a_step_is_replaced(tmp_path):
+  filled(tmp_path, (1,))
+  with opened(tmp_path) as c:
+    c.save(1, state_of(9), {"new": True}, 0.5)
+    restored = c.restore(abstract(state_of(0)))
+  assert restored.meta == {"new": True}
+  assert_same(restored.state, state_of(9))
+  assert os.listdir(tmp_path) == ["1"]
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+  path = tmp_path_factory.mktemp("pristine")
+  filled(path)
+  return path
+
+
+def damages(path):
+  """Names and functions, each of which harms one file; together they harm every file."""
+  rng = random.Random(0)
+  for file in files_of(path):
+    name = str(file.relative_to(path))
+    size = file.stat().st_size
+
+    def flip(p, bit):
+      data = bytearray(p.read_bytes())
+      data[bit // 8] ^= 1 << bit % 8
+      p.write_bytes(data)
+
+    for bit in (0, *(rng.randrange(8 * size) for _ in range(3)), 8 * size - 1):
+      yield name, lambda p, bit=bit: flip(p, bit)
+    yield name, lambda p, n=rng.randrange(size): os.truncate(p, n)
+    yield name, lambda p: p.write_bytes(p.read_bytes() + b" ")
+    if name != "manifest.json":  # Without one it is no checkpoint, which is no damage.
+      yield name, lambda p: p.unlink()
+  yield "state/d/extra", lambda p: p.write_bytes(b"x")
+
+
+def test_every_damage_is_noticed_and_the_next_newest_taken(tmp_path, pristine, caplog):
+  n = 0
+  with opened(tmp_path / "copy") as c:
+    for name, harm in damages(pristine / "2"):
+      shutil.copytree(pristine, tmp_path / "copy")
+      harm(tmp_path / "copy" / "2" / name)
+      caplog.clear()
+      with caplog.at_level(logging.WARNING):
+        assert c.newest() == 1, name
+      (record,) = caplog.records
+      assert name in record.getMessage() and str(tmp_path / "copy" / "2") in record.getMessage()
+      shutil.rmtree(tmp_path / "copy")
+      n += 1
+  assert n > 50
+
+
+def test_a_bad_step_is_restored_from_the_one_before(tmp_path):
+  filled(tmp_path, (1, 2, 3))  # keep = 2: 2 and 3 stand.
+  data = max((p for p in files_of(tmp_path / "3" / "state")), key=lambda p: p.stat().st_size)
+  harmed = bytearray(data.read_bytes())
+  harmed[len(harmed) // 2] ^= 1
+  data.write_bytes(harmed)
+  with opened(tmp_path) as c:
+    restored = c.restore(abstract(state_of(0)))
+    assert restored.step == 2
+    assert_same(restored.state, state_of(2))
+    with pytest.raises(
+      InputError, match=f"3 is bad: the SHA-256 of {data.relative_to(tmp_path / '3')}"
+    ):
+      c.restore(abstract(state_of(0)), 3)
+    # The bad step does not push the good one out, and makes way for a new save.
+    c.save(4, state_of(4), {}, None)
+    c.wait()
+    assert c.steps() == [2, 4]
+    (tmp_path / "4" / "meta.json").write_text("{")
+    (tmp_path / "2" / "meta.json").unlink()
+    with pytest.raises(InputError, match=r"good, of steps \[2, 4\]: meta.json cannot be read"):
+      c.restore(abstract(state_of(0)))
+    with pytest.raises(InputError, match=r"meta\.json has 1 bytes where 2 were written"):
+      c.read_meta(4)
+
+
+def test_another_state_is_told_by_its_first_leaf(tmp_path):
+  filled(tmp_path, (1,))
+  good = abstract(state_of(1))
+  shorter = jax.ShapeDtypeStruct((9,), jnp.float32)
+  with opened(tmp_path) as c:
+    for params, message in (
+      ({"base": {"w": shorter}}, r"params/base/w is float32\[1000\] there and float32\[9\] here"),
+      ({"new": shorter}, r"params/new is absent there and float32\[9\] here"),
+      ({"n": 3}, r"params/n is int32\[\] there and int here"),
+    ):
+      with pytest.raises(InputError, match=message):
+        c.restore(good._replace(params=good.params | params))
+    fewer = {k: v for k, v in good.params.items() if k != "half"}
+    with pytest.raises(InputError, match=r"params/half is bfloat16\[3, 2\] there and absent here"):
+      c.restore(good._replace(params=fewer))
+
+
+def test_what_is_wrong_is_said(tmp_path):
+  filled(tmp_path, (1, 8))
+  with pytest.raises(InputError, match="no checkpoint of step 7; nearest is 8"):
+    opened(tmp_path).restore({}, 7)
+  with pytest.raises(InputError, match="no checkpoint of step 7; nearest is none"):
+    opened(tmp_path / "none").read_meta(7)
+  with pytest.raises(InputError, match="keep = 0"):
+    opened(tmp_path, keep=0)
+
+
+def test_leftovers_are_no_checkpoints_and_go(tmp_path):
+  filled(tmp_path, (1,))
+  for name in ("2.new", "3.new", "3"):
+    shutil.copytree(tmp_path / "1", tmp_path / name)
+    (tmp_path / name / "manifest.json").unlink()
+  (tmp_path / "notes").mkdir()
+  assert opened(tmp_path).steps() == [1]
+  filled(tmp_path, (2,))
+  assert sorted(os.listdir(tmp_path)) == ["1", "2", "notes"]
+
+
+class Killed(BaseException):
+  """Stands for SIGKILL: nothing of the library runs after it."""
+
+
+def test_death_at_any_file_operation_leaves_a_good_checkpoint(tmp_path, monkeypatch):
+  # Replacing step 2, with step 1 about to go, touches every kind of operation there is. A kill at
+  # operation k is an exception from it on; a removal dies with half of the files gone.
+  left, rmtree = [0], shutil.rmtree
+
+  def dying(operation, halfway=None):
+    def call(*args, **kwargs):
+      left[0] -= 1
+      if left[0] == 0 and halfway is not None:
+        halfway(*args)
+      if left[0] <= 0:
+        raise Killed
+      return operation(*args, **kwargs)
+
+    return call
+
+  def halve(path):
+    for file in files_of(pathlib.Path(path))[::2]:
+      file.unlink()
+
+  filled(tmp_path / "pristine", (1, 2))
+  saved = {1: state_of(1), 2: state_of(2), 3: state_of(3)}
+  died, k = True, 0
+  while died:
+    k += 1
+    copy = tmp_path / str(k)
+    shutil.copytree(tmp_path / "pristine", copy)
+    with monkeypatch.context() as m, opened(copy, keep=1) as c:
+      left[0] = k
+      m.setattr(checkpoints.os, "fsync", dying(os.fsync))
+      m.setattr(checkpoints.shutil, "rmtree", dying(rmtree, halve))
+      for name in ("rename", "replace", "unlink", "write_text"):
+        m.setattr(pathlib.Path, name, dying(getattr(pathlib.Path, name)))
+      try:
+        c.save(2, saved[3], {}, None)
+        c.wait()
+        died = False
+      except Killed:
+        pass
+    with opened(copy, keep=1) as c:
+      restored = c.restore(abstract(saved[1]))
+      assert restored.step == 2
+      assert_same(restored.state, saved[2] if restored.state.step == 2 else saved[3])
+      c.save(4, saved[1], {}, None)
+      c.wait()
+      assert os.listdir(copy) == ["4"], k
+    rmtree(copy)
+  assert k > 15
+
+
+LOOP = """
+  import sys, jax.numpy as jnp
+  from iclm.checkpoints import Checkpoints
+  with Checkpoints(sys.argv[1], keep=1, best=1, maximize=True) as c:
+    for step in range(1, 100_000):
+      c.save(step, {"x": jnp.full((300, 1000), step), "step": step}, {"step": step}, -step)
+      print(step, flush=True)
+"""
+
+
+def test_sigkill_during_a_save(tmp_path):
+  rng = random.Random(0)
+  for _ in range(3):
+    process = run(LOOP, tmp_path)
+    for _ in range(3):
+      process.stdout.readline()
+    time.sleep(rng.random())
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    like = {"x": jax.ShapeDtypeStruct((300, 1000), jnp.int32), "step": 0}
+    with opened(tmp_path) as c:
+      restored = c.restore(like)
+    assert restored.meta == {"step": restored.step}
+    assert restored.state["step"] == restored.step
+    assert (restored.state["x"] == restored.step).all()
+
+
+MESHES = """
+  import sys, jax, numpy as np
+  from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, SingleDeviceSharding
+  from iclm.checkpoints import Checkpoints
+  devices = np.array(jax.devices())
+  assert devices.size == 8
+  line, grid = Mesh(devices, ("data",)), Mesh(devices.reshape(2, 4), ("data", "expert"))
+  x, y = np.arange(8 * 12.0).reshape(8, 12).astype(np.float32), np.arange(5.0)
+  state = {"x": jax.device_put(x, NamedSharding(line, P("data"))),
+           "y": jax.device_put(y.astype(np.float32), NamedSharding(line, P()))}
+  one = SingleDeviceSharding(devices[3])
+  with Checkpoints(sys.argv[1], keep=1, best=0, maximize=True) as c:
+    c.save(1, state, {}, None)
+    c.wait()
+    for sharding in (NamedSharding(grid, P("expert", "data")), NamedSharding(grid, P()), one):
+      like = {"x": jax.ShapeDtypeStruct((8, 12), np.float32, sharding=sharding),
+              "y": jax.ShapeDtypeStruct((5,), np.float32)}
+      back = c.restore(like).state
+      assert back["x"].sharding == sharding, back["x"].sharding
+      np.testing.assert_array_equal(back["x"], x)
+      np.testing.assert_array_equal(back["y"], y)
+"""
+
+
+def test_restore_onto_another_mesh(tmp_path):
+  process = run(MESHES, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+  _, errors = process.communicate()
+  assert process.returncode == 0, errors.decode()
+  like = {
+    name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in (("x", (8, 12)), ("y", (5,)))
+  }
+  with opened(tmp_path) as c:
+    back = c.restore(like).state
+  np.testing.assert_array_equal(back["x"].reshape(-1), np.arange(96.0))
+
+
+FULL = """
+  import resource, sys, jax, numpy as np
+  from iclm.checkpoints import Checkpoints
+  from iclm.config import InputError
+  state = {"x": np.random.default_rng(0).random(100_000)}
+  with Checkpoints(sys.argv[1], keep=1, best=0, maximize=True) as c:
+    c.save(1, {"x": np.zeros(3)}, {}, None)
+    c.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    c.save(2, state, {}, None)
+    try:
+      c.wait()
+    except InputError as error:
+      print(error)
+    assert c.steps() == [1], c.steps()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    c.save(2, state, {}, None)  # The error is told once.
+    np.testing.assert_array_equal(c.restore(state).state["x"], state["x"])
+"""
+
+
+def test_a_file_that_cannot_grow_is_told_in_one_sentence(tmp_path):
+  process = run(FULL, tmp_path)
+  output, errors = process.communicate()
+  assert process.returncode == 0, errors.decode()
+  assert output.decode().startswith(
+    f"cannot write checkpoint {tmp_path / '2.new'}: File too large;"
+  )
+  assert output.decode().count("\n") == 1
+  assert os.listdir(tmp_path) == ["2"]
+
+
+def test_a_full_disk_surfaces_at_the_next_save(tmp_path, monkeypatch):
+  def full(path, about):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with opened(tmp_path) as c:
+    with monkeypatch.context() as m:
+      m.setattr(checkpoints, "write_manifest", full)
+      c.save(1, state_of(1), {}, None)
+      with pytest.raises(InputError, match=r"1\.new: No space left on device; free some space"):
+        c.save(2, state_of(2), {}, None)
+    assert c.steps() == []
+    assert os.listdir(tmp_path) == ["1.new"]  # Takes space, and goes at the next try.
+    c.save(2, state_of(2), {}, None)
+    c.wait()
+    assert c.steps() == [2]
+  assert os.listdir(tmp_path) == ["2"]
+
+
+def test_a_bug_in_the_background_stays_a_bug(tmp_path, monkeypatch):
+  def broken(path, about):
+    raise ZeroDivisionError
+
+  monkeypatch.setattr(checkpoints, "write_manifest", broken)
+  with opened(tmp_path) as c:
+    c.save(1, state_of(1), {}, None)
+    with pytest.raises(ZeroDivisionError):
+      c.wait()
+    with pytest.raises(TypeError):  # And so does a meta that is not JSON, at once.
+      c.save(2, state_of(2), {"x": object()}, None)
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+  (tmp_path / "file").write_text("")
+  with opened(tmp_path / "file" / "checkpoints") as c:
+    with pytest.raises(InputError, match=r"cannot write checkpoint .*Not a directory"):
+      c.save(1, state_of(1), {}, None)
+      c.wait()
+
+
+def test_a_read_only_directory(tmp_path):
+  filled(tmp_path, (1,))
+  tmp_path.chmod(0o500)
+  try:
+    if os.access(tmp_path, os.W_OK):
+      pytest.skip("root may write anywhere")
+    with opened(tmp_path) as c:
+      with pytest.raises(InputError, match="Permission denied"):
+        c.save(2, state_of(2), {}, None)
+        c.wait()
+      assert c.restore(abstract(state_of(1))).step == 1
+  finally:
+    tmp_path.chmod(0o700)

@@ -1,0 +1,88 @@
+"""What every test shares: strict shapes, and a small model with a hand-made batch."""
+
+import os
+
+# Tests compile much and run little. Before JAX is imported, or it is not heard.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+with install_import_hook("iclm", "beartype.beartype"):
+  from iclm import compose, config, sharding
+  from iclm.data.pipeline import Batch
+  from iclm.nn import transformer  # noqa: F401
+
+from configs import base, presets
+
+VOCAB = 23
+
+
+def tiny(**changes) -> config.Config:
+  """A config of a few thousand parameters; `changes` are dotted keys with __ for the dot."""
+  c = base.get_config()
+  c.model = presets.tiny()
+  c.model.update(d_model=16, heads=2, kv_heads=1, head_size=8, d_ff=24, layers=3, trunk_layers=1)
+  c.experts.update(count=3, rank=2)
+  c.bottleneck.width = 4
+  c.router.update(width=4)
+  c.dependence.update(features=8, classes=4)
+  c.batch_size = 8
+  c.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+  return config.from_config_dict(c)
+
+
+def make_batch(seed: int, n_rows: int, n_tokens: int, n_questions: int = 2) -> Batch:
+  """Random rows: a context, questions of three tokens (the last one the answer), some padding."""
+  rng = np.random.default_rng(seed)
+  shape = (n_rows, n_tokens)
+  segment, position = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+  loss = np.zeros(shape, np.float32)
+  for b in range(n_rows):
+    n_context = n_tokens - 3 * n_questions - int(rng.integers(1, 4))
+    segment[b, :n_context], position[b, :n_context] = 1, np.arange(n_context)
+    for q in range(n_questions):
+      span = slice(n_context + 3 * q, n_context + 3 * q + 3)
+      segment[b, span], position[b, span] = q + 2, n_context + np.arange(3)
+      loss[b, span] = (0, 1, 1)
+  tokens = rng.integers(3, VOCAB, shape).astype(np.int32)
+  targets = np.roll(tokens, -1, axis=1)
+  domain = rng.integers(0, 3, n_rows).astype(np.int32)
+  arrays = (tokens, targets, segment, position, loss, segment == 1, domain)
+  return Batch(*map(jnp.asarray, arrays))
+
+
+def jitted(c: config.Config) -> compose.Model:
+  """The model with both functions compiled: eager JAX is slow on small shapes."""
+  model = compose.build(c, VOCAB)
+  init = jax.jit(lambda key: sharding.unbox(model.init(key)))
+  return compose.Model(init, jax.jit(model.apply, static_argnames="alone"))
+
+
+def fresh(c: config.Config):
+  """A model and its initial parameters."""
+  model = jitted(c)
+  return model, model.init(jax.random.key(0))
+
+
+def build(c: config.Config):
+  """A model and parameters of which none is zero, from numpy: compiling JAX's draws takes long."""
+  shapes = jax.eval_shape(jitted(c).init, jax.random.key(0))
+  rng = np.random.default_rng(0)
+
+  def draw(path, x):
+    scale = x.shape[-2] ** -0.5 if x.ndim > 1 else 0.1
+    centre = 1.0 if "gain" in jax.tree_util.keystr(path) else 0.0
+    return jnp.asarray(centre + scale * rng.normal(size=x.shape), x.dtype)
+
+  return jitted(c), jax.tree.map_with_path(draw, shapes)
+
+
+@pytest.fixture
+def batch() -> Batch:
+  return make_batch(0, 8, 20)

@@ -1,0 +1,325 @@
+"""Isolation of what the optimizer moves, and Adam's first steps by hand."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import base
+from iclm import config, optim
+from iclm.config import InputError
+
+ALL = dict.fromkeys(optim.GROUPS, True)
+ONES = dict.fromkeys(optim.GROUPS, 1.0)
+N_EXPERTS = 3
+
+
+def build(**changes):
+  settings = dict(
+    lr=optax.constant_schedule(0.1),
+    b1=0.9,
+    b2=0.99,
+    eps=1e-8,
+    weight_decay=0.5,
+    clip=1.0,
+    lr_scale=ONES,
+    trainable=ALL,
+  )
+  return optim.make(**(settings | changes))
+
+
+def tree(seed, scale=1.0):
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape) * scale, jnp.float32)
+  return {
+    "base": {"upper_layers": {"norm": {"gain": draw(2, 4)}, "up": draw(2, 4, 5)}},
+    "invariant": {"a": draw(4, 2), "bias": draw(1, 2)},
+    "domain": {"a": draw(N_EXPERTS, 4, 2), "deep": {"log_sigma_bias": draw(N_EXPERTS, 1, 2)}},
+    "router": {"projection_DP": draw(4, 3), "prototypes_EP": draw(N_EXPERTS, 3)},
+    "combine": {"head_CV": draw(4, 6)},
+  }
+
+
+def take(stacked, e):
+  return jax.tree.map(lambda x: x[e], stacked)
+
+
+def bits(x):
+  return np.atleast_1d(np.asarray(x)).view(np.uint8)
+
+
+def same_bits(left, right):
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(bits(a), bits(b)), left, right)
+
+
+def moved(left, right):
+  return all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).all()), left, right)))
+
+
+def without(grads, *idle):
+  mask = jnp.array([e not in idle for e in range(N_EXPERTS)])
+  silence = lambda g: jnp.where(mask.reshape(-1, *(1,) * (g.ndim - 1)), g, 0.0)
+  return grads | {"domain": jax.tree.map(silence, grads["domain"])}
+
+
+@functools.cache
+def step(tx):
+  @jax.jit
+  def one(params, state, grads):
+    updates, state = tx.update(grads, state, params)
+    return optim.apply_updates(params, updates), state
+
+  return one
+
+
+def test_first_two_steps_by_hand():
+  # g = 2, then 1, no clipping, no decay, b1 = 0.9, b2 = 0.99, lr = 0.1, p = 1.
+  # Step 1: m = 0.2, v = 0.04; m_hat = 0.2 / 0.1 = 2, v_hat = 0.04 / 0.01 = 4; move 0.1 * 2 / 2.
+  # Step 2: m = 0.9 * 0.2 + 0.1 = 0.28, v = 0.99 * 0.04 + 0.01 = 0.0496;
+  #   m_hat = 0.28 / (1 - 0.81) = 1.473684, v_hat = 0.0496 / (1 - 0.9801) = 2.492462;
+  #   move 0.1 * 1.473684 / 1.578753 = 0.0933448.
+  tx = build(weight_decay=0.0, clip=math.inf)
+  for group, leaf in (("base", jnp.ones((1, 1))), ("domain", jnp.ones((1, 1)))):
+    params = {group: {"w": leaf}}
+    params, state = step(tx)(params, tx.init(params), {group: {"w": 2 * leaf}})
+    np.testing.assert_allclose(params[group]["w"], 0.9, atol=1e-6)
+    params, _ = step(tx)(params, state, {group: {"w": leaf}})
+    np.testing.assert_allclose(params[group]["w"], 0.9 - 0.0933448, atol=1e-6)
+
+
+def test_bias_correction_counts_the_experts_own_steps():
+  # Expert 1 first runs at step 3: its move must be a first step's, lr * sign(g) = 0.1, where a
+  # shared count would give m_hat = 0.1 g / (1 - 0.9^3) = 0.369 g, v_hat = 0.01 g^2 / 0.029701:
+  # a move of 0.1 * 0.369 / 0.580 = 0.0636.
+  tx = build(weight_decay=0.0)
+  params = {"domain": {"w": jnp.zeros((2, 1))}}
+  state = tx.init(params)
+  for g in ([[0.5], [0.0]], [[0.5], [0.0]], [[0.5], [0.5]]):
+    params, state = step(tx)(params, state, {"domain": {"w": jnp.array(g)}})
+  np.testing.assert_allclose(params["domain"]["w"][1], -0.1, rtol=1e-5)
+  np.testing.assert_array_equal(state["domain"].count_E, [3, 1])
+  assert state["domain"].step == 3
+
+
+@pytest.mark.parametrize("clip", [0.3, math.inf])
+def test_an_always_active_expert_is_adamw(clip):
+  lr = optim.schedule("cosine", lr=0.1, warmup=3, steps=9, decay=0.2, end=0.1)
+  lazy = build(clip=clip, lr=lr)
+  plain = optax.chain(
+    optax.clip_by_global_norm(clip),
+    optax.adamw(lr, 0.9, 0.99, 1e-8, weight_decay=0.5, mask=optim.decayed),
+  )
+  params = {"domain": jax.tree.map(lambda x: x[:1], tree(0)["domain"])}
+  plain_update = jax.jit(plain.update)
+  alone, state, plain_state = params["domain"], lazy.init(params), plain.init(params["domain"])
+  for seed in range(9):
+    grads = {"domain": jax.tree.map(lambda x: x[:1], tree(seed + 1)["domain"])}
+    params, state = step(lazy)(params, state, grads)
+    updates, plain_state = plain_update(grads["domain"], plain_state, alone)
+    alone = optax.apply_updates(alone, updates)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params["domain"], alone)
+
+
+def test_an_idle_expert_is_bitwise_still():
+  tx, params = build(), tree(0)
+  params, state = step(tx)(params, tx.init(params), tree(1))
+  # Signed zeros and subnormals are what a sum would not keep.
+  a = params["domain"]["a"].at[1, 0].set(jnp.array([-0.0, 1e-40]))
+  params = params | {"domain": params["domain"] | {"a": a}}
+  after, later = step(tx)(params, state, without(tree(2), 1))
+  old, new = state["domain"], later["domain"]
+  same_bits(take(params["domain"], 1), take(after["domain"], 1))
+  same_bits(take((old.mu, old.nu, old.count_E), 1), take((new.mu, new.nu, new.count_E), 1))
+  for e in (0, 2):
+    assert moved(take(params["domain"], e), take(after["domain"], e))
+  np.testing.assert_array_equal(new.count_E, [2, 1, 2])
+
+
+def test_an_experts_gradient_in_one_leaf_makes_it_active():
+  tx, params = build(), tree(0)
+  grads = without(tree(1), 0, 1, 2)
+  grads["domain"]["a"] = grads["domain"]["a"].at[2, 0, 0].set(1.0)
+  after, state = step(tx)(params, tx.init(params), grads)
+  np.testing.assert_array_equal(state["domain"].count_E, [0, 0, 1])
+  assert moved(params["domain"]["a"][2], after["domain"]["a"][2])  # By weight decay.
+
+
+def test_a_nan_gradient_is_not_taken_for_idle():
+  tx, params = build(), tree(0)
+  grads = without(tree(1), 1)
+  grads["domain"]["a"] = grads["domain"]["a"].at[1].set(jnp.nan)
+  after, _ = step(tx)(params, tx.init(params), grads)
+  assert jnp.isnan(after["domain"]["a"][1]).all()
+  assert all(jnp.isfinite(x[0]).all() for x in jax.tree.leaves(after["domain"]))
+
+
+def test_a_huge_gradient_is_felt_by_its_own_group_and_expert_alone():
+  tx, params = build(), tree(0)
+  calm = tree(1)
+  wild = jax.tree.map(lambda g: g, calm)
+  wild["domain"] = jax.tree.map(lambda g: g.at[0].multiply(1e6), calm["domain"])
+  wild["base"] = jax.tree.map(lambda g: g * 1e6, calm["base"])
+  results = []
+  for first in (calm, wild):  # The moments of the first step tell the clip apart in the second.
+    after, state = step(tx)(params, tx.init(params), first)
+    results.append(step(tx)(after, state, tree(2, 1e-2))[0])
+  for group in ("invariant", "router", "combine"):
+    same_bits(results[0][group], results[1][group])
+  for e in (1, 2):
+    same_bits(take(results[0]["domain"], e), take(results[1]["domain"], e))
+
+
+def test_each_expert_is_clipped_to_its_own_norm():
+  # After one step mu = 0.1 * clipped gradient: norms 10 and 0.5 become 1 (the clip) and 0.5.
+  tx = build()
+  params = {"domain": {"a": jnp.zeros((2, 2)), "b": jnp.zeros((2, 1))}}
+  grads = {"domain": {"a": jnp.array([[6.0, 0.0], [0.3, 0.0]]), "b": jnp.array([[8.0], [0.4]])}}
+  _, state = tx.update(grads, tx.init(params), params)
+  np.testing.assert_allclose(optim.expert_norms(state["domain"].mu), [0.1, 0.05], rtol=1e-6)
+  np.testing.assert_allclose(optim.expert_norms(grads["domain"]), [10.0, 0.5], rtol=1e-6)
+
+
+def test_frozen_groups_are_bitwise_still_and_have_no_moments():
+  frozen = ("base", "domain")
+  tx, params = build(trainable=ALL | dict.fromkeys(frozen, False)), tree(0)
+  params["base"]["upper_layers"]["up"] = jnp.full((2, 4, 5), -0.0)
+  params["domain"]["a"] = jnp.full((N_EXPERTS, 4, 2), 1e-40)
+  state = tx.init(params)
+  after, _ = step(tx)(params, state, tree(1))
+  for group in frozen:
+    same_bits(params[group], after[group])
+    assert not jax.tree.leaves(state[group])
+  for group in ("invariant", "router", "combine"):
+    assert moved(params[group], after[group])
+
+
+def test_partial_update_moves_the_named_expert_alone():
+  trainable = dict.fromkeys(optim.GROUPS, False) | {"domain": (2,)}
+  tx, params = build(trainable=trainable), tree(0)
+  state = tx.init(params)
+  after, later = step(tx)(params, state, tree(1))
+  for e in (0, 1):
+    same_bits(take(params["domain"], e), take(after["domain"], e))
+    same_bits(take(state["domain"].mu, e), take(later["domain"].mu, e))
+  assert moved(take(params["domain"], 2), take(after["domain"], 2))
+  np.testing.assert_array_equal(later["domain"].count_E, [0, 0, 1])
+  for group in ("base", "invariant", "router", "combine"):
+    same_bits(params[group], after[group])
+
+
+def test_the_named_expert_learns_as_if_all_did():
+  full, partial = build(), build(trainable=ALL | {"domain": (2,)})
+  params, grads = tree(0), tree(1)
+  a, _ = step(full)(params, full.init(params), grads)
+  b, _ = step(partial)(params, partial.init(params), grads)
+  same_bits(take(a["domain"], 2), take(b["domain"], 2))
+
+
+def test_decay_is_on_matrices_alone():
+  mask = optim.decayed(tree(0))
+  assert mask["base"]["upper_layers"] == {"norm": {"gain": False}, "up": True}
+  assert mask["invariant"] == {"a": True, "bias": False}
+  assert mask["domain"] == {"a": True, "deep": {"log_sigma_bias": False}}
+  assert mask["router"] == {"projection_DP": True, "prototypes_EP": False}
+  # An active expert's undecayed leaf with a zero gradient stands still; a decayed one shrinks by
+  # lr * weight_decay = 0.05.
+  tx, params = build(), tree(0)
+  grads = jax.tree.map(jnp.zeros_like, params)
+  grads["domain"]["a"] = grads["domain"]["a"].at[:, 0, 0].set(1.0)
+  after, _ = step(tx)(params, tx.init(params), grads)
+  same_bits(params["domain"]["deep"], after["domain"]["deep"])
+  still = params["domain"]["a"][:, 1:]
+  np.testing.assert_allclose(after["domain"]["a"][:, 1:], 0.95 * still, rtol=1e-5)
+  np.testing.assert_allclose(
+    after["router"]["projection_DP"], 0.95 * params["router"]["projection_DP"], rtol=1e-5
+  )
+  same_bits(params["router"]["prototypes_EP"], after["router"]["prototypes_EP"])
+
+
+def test_lr_scale_scales_the_move_of_its_group():
+  params, grads = tree(0), tree(1)
+  results = {}
+  for scale in (1.0, 0.5):
+    tx = build(lr_scale=ONES | {"router": scale, "domain": scale})
+    after, _ = step(tx)(params, tx.init(params), grads)
+    results[scale] = jax.tree.map(lambda a, b: a - b, after, params)
+  for group in optim.GROUPS:
+    factor = 0.5 if group in ("router", "domain") else 1.0
+    jax.tree.map(
+      lambda half, full, f=factor: np.testing.assert_allclose(half, f * full, atol=1e-6),
+      results[0.5][group],
+      results[1.0][group],
+    )
+
+
+def test_moments_keep_the_boxes():
+  box = lambda x: nn.LogicallyPartitioned(x, ("expert",) + (None,) * (x.ndim - 1))
+  boxed = jax.tree.map(box, tree(0))
+  state = jax.eval_shape(build(trainable=ALL | {"router": False}).init, boxed)
+  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+  for mu in (state["domain"].mu, optax.tree.get(state["base"], "mu")):
+    assert all(is_box(x) for x in jax.tree.leaves(mu, is_leaf=is_box))
+  specs = nn.get_partition_spec(state)
+  assert specs["domain"].mu["a"] == jax.sharding.PartitionSpec("expert", None, None)
+  assert specs["domain"].count_E == jax.sharding.PartitionSpec()
+  shapes = lambda t: jax.tree.map(lambda x: x.shape, nn.meta.unbox(t))
+  assert shapes(state["domain"].nu) == shapes(boxed["domain"])
+
+
+def test_schedules():
+  # Warm-up of 4 to 0.8: 0.2, 0.4, 0.6, 0.8; then the shape over the remaining 8 of 12 steps.
+  at = lambda kind, t: float(
+    optim.schedule(kind, lr=0.8, warmup=4, steps=12, decay=1 / 3, end=0.1)(t)
+  )
+  for kind in ("constant", "cosine", "wsd"):
+    np.testing.assert_allclose([at(kind, t) for t in range(5)], [0.2, 0.4, 0.6, 0.8, 0.8])
+  assert at("constant", 11) == pytest.approx(0.8)
+  # Cosine: halfway (t = 8) the mean of 0.8 and 0.08; at 12 the end.
+  assert at("cosine", 8) == pytest.approx(0.44)
+  assert at("cosine", 12) == pytest.approx(0.08)
+  # wsd: stable until 12 - 4 = 8, halfway down at 10.
+  assert [at("wsd", t) for t in (8, 10, 12)] == pytest.approx([0.8, 0.44, 0.08])
+  none = optim.schedule("constant", lr=0.8, warmup=0, steps=2, decay=1.0, end=0.0)
+  one = optim.schedule("constant", lr=0.8, warmup=1, steps=2, decay=1.0, end=0.0)
+  assert float(none(0)) == float(one(0)) == pytest.approx(0.8)
+
+
+def test_the_optimizer_of_a_config_follows_what_it_trains():
+  cfg = base.get_config()
+  cfg.trains.base, cfg.trains.only_experts, cfg.optimizer.warmup = False, (1,), 1
+  cfg.optimizer.router_lr = 0.5
+  tx, params = optim.from_config(config.from_config_dict(cfg)), tree(0)
+  after, state = step(tx)(params, tx.init(params), tree(1))
+  same_bits(params["base"], after["base"])
+  np.testing.assert_array_equal(state["domain"].count_E, [0, 1, 0])
+  # A first step is lr * sign(g), without decay: half of it for the router.
+  move = jnp.abs(after["router"]["prototypes_EP"] - params["router"]["prototypes_EP"])
+  np.testing.assert_allclose(move, 0.5 * cfg.optimizer.lr, rtol=1e-2)
+
+
+def test_norms_per_group():
+  grads = {"base": {"a": jnp.array([3.0]), "b": jnp.array([4.0])}, "router": {"a": jnp.ones(4)}}
+  assert optim.group_norms(grads) == {"base": 5.0, "router": 2.0}
+
+
+def test_what_is_wrong_is_said():
+  with pytest.raises(InputError, match=r"'ruter'.*did you mean 'router'"):
+    build(trainable=ALL | {"ruter": True})
+  with pytest.raises(InputError, match=r"\(5,\) name 5, but there are 3"):
+    build(trainable=ALL | {"domain": (5,)}).init(tree(0))
+  with pytest.raises(InputError, match="'combine'"):
+    build(trainable={"base": True}).init({"combine": {"w": jnp.ones(1)}})
+  with pytest.raises(InputError, match="True or False"):
+    build(trainable=ALL | {"base": (1,)}).init(tree(0))
+  given = dict(lr=0.1, steps=10, end=0.1)
+  with pytest.raises(InputError, match="did you mean 'cosine'"):
+    optim.schedule("cosin", warmup=1, decay=0.2, **given)
+  with pytest.raises(InputError, match="warmup = 10"):
+    optim.schedule("cosine", warmup=10, decay=0.2, **given)
+  with pytest.raises(InputError, match=r"decay = 0\.9"):
+    optim.schedule("wsd", warmup=5, decay=0.9, **given)

@@ -1,0 +1,107 @@
+"""A tokenizer loses nothing, knows its specials, and is equal to its JSON."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iclm.config import InputError
+from iclm.data import tokenizer as tokenizer_lib
+
+HERE = pathlib.Path(__file__).resolve().parent
+ACRE = [f"Answer 0, 1 or 2:\n[{i}, {i * 7 % 48}] -> {i % 3}\n[{i}] -> 0" for i in range(48)]
+NUMBERS = tokenizer_lib.train(ACRE, 400, tokenizer_lib.NUMBERS)
+WORDS = tokenizer_lib.train(ACRE, 400, tokenizer_lib.WORDS)
+
+
+def pieces(tokenizer, text):
+  return [tokenizer.decode([i]) for i in tokenizer.encode(text)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_comes_back(text):
+  for tokenizer in (NUMBERS, WORDS):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_specials_have_the_first_ids_and_text_that_spells_them_is_text():
+  assert (NUMBERS.pad_id, NUMBERS.bos_id, NUMBERS.eos_id) == (0, 1, 2)
+  # Repeated often enough that every pair within the chunk would be merged, up to "<eos>" itself.
+  tokenizer = tokenizer_lib.train(["a<eos>b", "<pad><bos>"] * 50, 400, r"\p{N}+")
+  for text in ("<eos>", "a<eos>b", "<pad><bos>"):
+    ids = tokenizer.encode(text)
+    assert min(ids) > 2
+    assert tokenizer.decode(ids) == text
+  assert tokenizer.decode([1, *tokenizer.encode("a"), 2, 0]) == "a"
+
+
+def test_numbers_leave_what_lies_between_in_one_piece():
+  assert pieces(NUMBERS, "[5, 35] -> 0\n[3] -> ") == list(
+    ["[", "5", ", ", "35", "] -> ", "0", "\n[", "3", "] -> "]
+  )
+  assert NUMBERS.encode("Answer 0")[0] == NUMBERS.encode("Answer ")[0]
+  # Words instead: a space, an arrow and a space are three pieces, whatever was learned.
+  assert pieces(WORDS, "] -> ") == ["]", " ", "->", " "]
+
+
+def test_every_byte_is_there_and_a_smaller_vocabulary_is_refused():
+  tokenizer = tokenizer_lib.train([], 259, tokenizer_lib.WORDS)
+  assert tokenizer.vocab_size == 259  # 3 specials and 256 bytes: no merge.
+  assert len(tokenizer.encode("aé")) == 3
+  with pytest.raises(InputError, match="vocab_size = 258 is too small; the least is 259"):
+    tokenizer_lib.train([], 258, tokenizer_lib.WORDS)
+  with pytest.raises(InputError, match=r"split = '\(' is no regular expression"):
+    tokenizer_lib.train([], 300, "(")
+
+
+def test_training_is_the_same_in_another_process():
+  code = (
+    f"import sys; sys.path[:0] = {[str(HERE), str(HERE.parent)]}\n"
+    "from tokenizer_test import NUMBERS; sys.stdout.buffer.write(NUMBERS.to_json().encode())"
+  )
+  out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+  assert out.stdout.decode() == NUMBERS.to_json()
+
+
+def test_json_round_trip_and_many_at_once():
+  again = tokenizer_lib.Tokenizer.from_json(WORDS.to_json())
+  assert again == WORDS
+  assert again != NUMBERS
+  assert hash(again) == hash(WORDS)
+  assert WORDS.encode_many(["a", "", "[5]", "a"]) == {
+    text: WORDS.encode(text) for text in ("a", "", "[5]")
+  }
+
+
+def test_a_file_of_another_make(tmp_path):
+  other = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 5, "b": 9}, []))
+  other.add_special_tokens(["<s>"])
+  path = tmp_path / "tokenizer.json"
+  other.save(str(path))
+  with pytest.raises(InputError, match=r"tokenizer.json: .*no end-of-sequence token; name one of"):
+    tokenizer_lib.load(path)
+  other.add_special_tokens(["</s>"])
+  other.enable_truncation(1)  # A file may ask for it; text is never shortened in silence.
+  other.save(str(path))
+  tokenizer = tokenizer_lib.load(path)
+  vocabulary = other.get_vocab()
+  assert (tokenizer.bos_id, tokenizer.eos_id) == (vocabulary["<s>"], vocabulary["</s>"])
+  assert tokenizer.pad_id == tokenizer.eos_id  # None of its own.
+  assert tokenizer.vocab_size == 10  # Ids 5 and 9 and two specials: the largest id counts.
+  assert tokenizer.encode("ab") == [5, 9]
+
+
+def test_files_that_are_no_tokenizer(tmp_path):
+  (tmp_path / "tokenizer.json").write_text("{}")
+  with pytest.raises(InputError, match=r"tokenizer.json: this is no tokenizer.json"):
+    tokenizer_lib.load(tmp_path / "tokenizer.json")
+  (tmp_path / "tokenizer.json").write_bytes(b"\xff")
+  with pytest.raises(InputError, match="cannot be read as text"):
+    tokenizer_lib.load(tmp_path / "tokenizer.json")
+  with pytest.raises(InputError, match=r"the nearest there is tokenizer.json"):
+    tokenizer_lib.load(tmp_path / "tokeniser.json")
