@@ -1,40 +1,29 @@
-"""ACRE: is the light on? Problems drawn by the published rules, solved by logic, put into words.
+"""ACRE: is the light on? Problems drawn by the published rules, and every question about them.
 
 A problem is six views of objects under a light, which is lit iff a visible object activates it.
 Three of the views are a demonstration: one object lights it, another does not, both together do.
 The other three are the evidence, one of them lit (kind A) or two (kind B).
 
-Source: Zhang et al., "ACRE: Abstract Causal REasoning Beyond Covariation", CVPR 2021, worded as in
-Gendron et al., arXiv 2402.02636. Deviations: the order inside a view is random (the published one
-lists inert objects last, which gives them away), kinds A and B are equally likely instead of
-equally frequent, and `comp` and `sys` are splits by the rules of the former paper, which the
-published conversion lost: `comp_published` and `sys_published` lie inside the support of `iid`.
+Source: Zhang et al., "ACRE: Abstract Causal REasoning Beyond Covariation", CVPR 2021. Deviations:
+the order inside a view is random (the published one lists inert objects last, which gives them
+away), and A and B are equally likely instead of equally frequent. `comp` and `sys` are splits by
+the paper's rules; `comp_published` and `sys_published` are what became of them in the text form of
+Gendron et al., arXiv 2402.02636: both lie inside the support of `iid`.
 """
 
+import dataclasses
+import difflib
 import operator
 import random
-import re
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from iclm.config import InputError
+from iclm.data import acre_world as world
+from iclm.data.acre_world import COLOURS, TYPES, Form, View
 from iclm.data.records import Example
 
-Form = Literal["symbolic", "text"]
-FORMS = ("symbolic", "text")
-TYPES = ("direct", "indirect", "screen_off", "potential")
-
-SHAPES = ("cube", "cylinder", "sphere")
-COLOURS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
-MATERIALS = ("rubber", "metal")
-OBJECTS = tuple(range(48))  # id = 16 * shape + 2 * colour + material.
-_SENTENCES = tuple(
-  f"A {colour} {shape} in {material} is visible. "
-  for shape in SHAPES
-  for colour in COLOURS
-  for material in MATERIALS
-)
-_OBJECT_OF = {sentence: i for i, sentence in enumerate(_SENTENCES)}
+OBJECTS = tuple(range(48))
 
 # Object ids of the true compositional split: every shape, colour and material is in both, no
 # triple is.
@@ -74,84 +63,6 @@ SPLITS = {
   "sys_train": Rules(OBJECTS, "A", 3),
   "sys_test": Rules(OBJECTS, "B", 1),
 }
-
-
-class View(NamedTuple):
-  """What stood under the light, and whether it was lit."""
-
-  objects: tuple[int, ...]
-  lit: bool
-
-
-class Known(NamedTuple):
-  """What views entail; a set of objects is the integer with their bits.
-
-  Attributes:
-    off: objects of some unlit view: they do not activate the light.
-    on: the one object that can have lit some view: it does.
-    sets: the smallest sets of two and more of which one object must activate it, `on` apart.
-    lit: objects of some lit view.
-    alone: objects that were the only one of a lit view.
-  """
-
-  off: int
-  on: int
-  sets: tuple[int, ...]
-  lit: int
-  alone: int
-
-
-def bits(objects: Iterable[int]) -> int:
-  """Returns the set of the objects as an integer."""
-  found = 0
-  for i in objects:
-    found |= 1 << i
-  return found
-
-
-def solve(views: Iterable[View]) -> Known:
-  """Returns all that follows from the views under "lit iff a visible object activates it"."""
-  off = lit = on = alone = 0
-  shown = []
-  for objects, is_lit in views:
-    view = bits(objects)
-    if is_lit:
-      lit |= view
-      shown.append(view)
-      if len(objects) == 1:
-        alone |= view
-    else:
-      off |= view
-  rests = {view & ~off for view in shown}
-  for rest in rests:
-    if not rest & (rest - 1):  # A single bit.
-      on |= rest
-  open_ = [rest for rest in rests if not rest & on]
-  sets = sorted(r for r in open_ if not any(other & r == other != r for other in open_))
-  return Known(off, on, tuple(sets), lit, alone)
-
-
-def state(known: Known, query: Sequence[int]) -> int:
-  """Returns the light's state over the query's objects: 0 off, 1 undetermined, 2 on."""
-  asked = bits(query)
-  if asked & known.on or any(s & asked == s for s in known.sets):
-    return 2
-  return 1 if asked & ~known.off else 0
-
-
-def query_type(known: Known, query: Sequence[int]) -> str:
-  """Returns what it takes to answer, one of `TYPES`: that of the part which decides.
-
-  direct: seen to light it alone, or only seen unlit. indirect: found by elimination. screen_off:
-  inert, though seen in a lit view. potential: undetermined. Where all objects are inert the last
-  one counts, which in published queries is the one that was added to a view.
-  """
-  rest = bits(query) & ~known.off
-  if not rest:
-    return "screen_off" if known.lit >> query[-1] & 1 else "direct"
-  if rest & known.on:
-    return "direct" if rest & known.on & known.alone else "indirect"
-  return "indirect" if any(s & rest == s for s in known.sets) else "potential"
 
 
 def draw_views(rng: random.Random, rules: Rules) -> list[View]:
@@ -196,8 +107,8 @@ def published_queries(
   rng: random.Random, views: Sequence[View], spared: int
 ) -> list[tuple[int, ...]]:
   """Draws the four published queries on six views: two of one object, two of a view and more."""
-  known, objects = solve(views), _objects(views)
-  of_type = {kind: [i for i in objects if query_type(known, (i,)) == kind] for kind in TYPES}
+  known, objects = world.solve(views), _objects(views)
+  of_type = {kind: [i for i in objects if world.query_type(known, (i,)) == kind] for kind in TYPES}
   direct, indirect, screened, potential = of_type.values()
   singles = rng.sample(potential, 1) if potential else []
   wanted, most = 2 - len(singles), max(len(screened) - spared, 0)
@@ -232,11 +143,11 @@ def varied_queries(
   Returns:
     The queries.
   """
-  known, turns = solve(views), {}
+  known, turns = world.solve(views), {}
   objects = rng.sample(objects, len(objects))
   singles = []
   for i in objects:
-    answer = state(known, (i,))
+    answer = world.state(known, (i,))
     turns[answer] = turns.get(answer, 0) + 1
     singles.append((turns[answer], i))
   singles.sort(key=operator.itemgetter(0))  # Stable: objects of one turn stay in random order.
@@ -250,7 +161,9 @@ def varied_queries(
   return queries
 
 
-def _additions(known: Known, objects: Sequence[int], base: Sequence[int]) -> list[tuple[int, ...]]:
+def _additions(
+  known: world.Known, objects: Sequence[int], base: Sequence[int]
+) -> list[tuple[int, ...]]:
   """What a query may add to a view: an object, a set that must light it; undetermined ones twice.
 
   The double weight is the published one.
@@ -265,79 +178,101 @@ def _objects(views: Iterable[View]) -> list[int]:
   return list(dict.fromkeys(i for view in views for i in view.objects))
 
 
-class Wording(NamedTuple):
-  """One form: the first lines of a prompt, what follows the objects of a view or query, answers."""
+def examples(
+  form: Form, split: str, seed: int, index: int, n_questions: int, fewest_views: int
+) -> list[Example]:
+  """Returns all questions on one problem, a pure function of the arguments.
 
-  head: str
-  view: tuple[str, str]
-  query: str
-  answers: tuple[str, str, str]
+  Args:
+    form: "symbolic" or "text".
+    split: a key of `SPLITS`; two splits never draw from the same stream.
+    seed: any integer.
+    index: of the problem in its split, >= 0.
+    n_questions: at least 1; 4 on six views are the published ones, others are varied.
+    fewest_views: 1..6; so many views or more are shown, each number equally likely.
 
-
-WORDINGS = {
-  "symbolic": Wording(
-    "Figure out the pattern in the following examples and apply it to the test case. Your answer"
-    " must follow the format of the examples. You can answer 1 if the solution cannot be"
-    " determined. Your answer must be one of the following choices:\n0.\n1.\n2.\n",
-    (" -> 0\n", " -> 2\n"),
-    " -> ",
-    ("0", "1", "2"),
-  ),
-  "text": Wording(
-    "Objects of various color, shape, and texture are displayed. Some objects may contain a device"
-    " to turn a light on if displayed. From the observations, deduce if the light is on, off, or"
-    " if the state cannot be determined. Your answer must contain a single word:\n"
-    "on.\noff.\nundetermined.\n",
-    ("The light is off.\n", "The light is on.\n"),
-    "The state of the light is ",
-    ("off", "undetermined", "on"),
-  ),
-}
-
-
-def _worded(form: Form, objects: Iterable[int]) -> str:
-  return str(list(objects)) if form == "symbolic" else "".join([_SENTENCES[i] for i in objects])
-
-
-def verbalise(form: Form, views: Iterable[View], queries: Iterable[Sequence[int]]) -> list[str]:
-  """Returns the prompt of each query; they share all but their last line."""
-  head, view_ends, query_end, _ = WORDINGS[form]
-  context = head + "".join([_worded(form, objects) + view_ends[lit] for objects, lit in views])
-  return [context + _worded(form, query) + query_end for query in queries]
-
-
-def parse(prompt: str) -> tuple[Form, list[View], tuple[int, ...]] | None:
-  """Reads a prompt back into form, views and query; None when it is no prompt of ACRE."""
-  for form, (head, view_ends, query_end, _) in WORDINGS.items():
-    if not prompt.startswith(head):
-      continue
-    *lines, last = prompt[len(head) :].split("\n")
-    views = []
-    for line in lines:
-      lit = (line + "\n").endswith(view_ends[1])
-      objects = _read(form, line + "\n", view_ends[lit])
-      if objects is None:
-        return None
-      views.append(View(objects, lit))
-    query = _read(form, last, query_end)
-    return None if query is None else (form, views, query)
-  return None
-
-
-def _read(form: Form, line: str, end: str) -> tuple[int, ...] | None:
-  worded = line.removesuffix(end)
-  if form == "symbolic":
-    objects = tuple(int(i) for i in re.findall(r"\d{1,2}", worded))
+  Returns:
+    Examples of one context; their group is the query type.
+  """
+  rules = SPLITS[split]
+  rng = random.Random(f"{seed}/{split}/{index}")
+  views = draw_views(rng, rules)
+  objects = _objects(views)
+  n_views = rng.randint(fewest_views, len(views))
+  if n_views < len(views):
+    views = [views[i] for i in sorted(rng.sample(range(len(views)), n_views))]
+  if n_questions == 4 and n_views == 6:
+    queries = published_queries(rng, views, rules.spared)
   else:
-    objects = tuple(_OBJECT_OF.get(s + ". ", -1) for s in worded.split(". ")[:-1])
-  known = bool(objects) and set(objects) <= set(OBJECTS)
-  return objects if known and _worded(form, objects) + end == line else None
+    queries = varied_queries(rng, views, objects, n_questions)
+  known = world.solve(views)
+  answers = world.WORDINGS[form].answers
+  return [
+    Example(
+      prompt=prompt,
+      answer=answers[world.state(known, query)],
+      choices=answers,
+      domain=f"acre_{form}",
+      group=world.query_type(known, query),
+      id=f"{split}/{index}/{q}",
+    )
+    for q, (query, prompt) in enumerate(
+      zip(queries, world.verbalise(form, views, queries), strict=True)
+    )
+  ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problems:
+  """Training problems without end: item i is all questions on problem i, and depends on i alone.
+
+  Attributes:
+    form: "symbolic" or "text".
+    split: "iid", "comp" or "sys"; of the latter two the training side.
+    seed: any integer.
+    n_questions: per problem, at least 1; see `examples`.
+    views_ramp: problems over which the fewest views shown grow from one to all six; 0 shows all
+      six from the start.
+
+  Raises:
+    InputError: an attribute is out of its range.
+  """
+
+  form: Form
+  split: str
+  seed: int
+  n_questions: int
+  views_ramp: int
+
+  def __post_init__(self):
+    for name, known in (("form", tuple(world.WORDINGS)), ("split", ("iid", "comp", "sys"))):
+      value = getattr(self, name)
+      if value not in known:
+        near = difflib.get_close_matches(str(value), known, n=1, cutoff=0)[0]
+        raise InputError(f"{name} = {value!r} is not known to the ACRE generator; use {near!r}.")
+    for name, least in (("n_questions", 1), ("views_ramp", 0)):
+      value = getattr(self, name)
+      if value < least:
+        raise InputError(f"{name} = {value} of the ACRE generator must be at least {least}.")
+
+  def __len__(self) -> int:
+    return 2**40
+
+  def __getitem__(self, index: int) -> list[Example]:
+    index = operator.index(index)
+    if not 0 <= index < len(self):
+      raise IndexError(f"problem {index} is outside of 0..{len(self) - 1}")
+    fewest = 6 if index >= self.views_ramp else 1 + 5 * index // self.views_ramp
+    split = f"{self.split}_train"
+    return examples(self.form, split, self.seed, index, self.n_questions, fewest)
 
 
 def label(prompt: str) -> tuple[str, str] | None:
   """Returns domain and query type of a prompt, by the solver; None when it is none of ACRE."""
-  read = parse(prompt)
-  return None if read is None else (f"acre_{read[0]}", query_type(solve(read[1]), read[2]))
+  read = world.parse(prompt)
+  return (
+    None if read is None else (f"acre_{read[0]}", world.query_type(world.solve(read[1]), read[2]))
+  )
 
 
 def group_of(prompt: str) -> str | None:

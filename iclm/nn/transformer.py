@@ -128,7 +128,9 @@ class Block(nn.Module):
 
   def _project(self, name, x_BTD, d_out, names, layer, shared):
     w_DF = _weight(self, name, (x_BTD.shape[-1], d_out), names, x_BTD.shape[-1] ** -0.5)
-    y_BTF = x_BTD @ w_DF.astype(x_BTD.dtype)
+    # Two-dimensional: the backward pass of a batched product is 1.6 times slower on CPU.
+    y_NF = x_BTD.reshape(-1, x_BTD.shape[-1]) @ w_DF.astype(x_BTD.dtype)
+    y_BTF = y_NF.reshape(*x_BTD.shape[:-1], d_out)
     if name not in layer:
       return y_BTF
     if self.dropout > 0 and "key" in layer:

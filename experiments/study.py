@@ -1,0 +1,202 @@
+"""What follows a run whose config has a study: the plain base alike, and a partial update."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+import rich.table
+
+from iclm import compose, config, train, workdir
+from iclm.config import Config
+from iclm.data import assemble, mechanisms
+from iclm.data.records import Example
+from iclm.evals import accuracy
+
+NO_TERMS = dict.fromkeys((f.name for f in dataclasses.fields(config.Loss)), 0.0)
+N_TEST = 500  # Examples of the shifted operation that the update is scored on.
+
+
+def report(c: Config, folder: pathlib.Path, result: train.Result) -> None:
+  """Runs what the study asks for, prints one table each, and adds it all to results.json."""
+  found: dict[str, Any] = {}
+  plain = None
+  if c.study.plain_base:
+    plain = train.fit(_plain(c), folder / "plain_base", "plain base")
+  if c.experts.kind != "none":
+    found["forced"] = _forced(c, result)
+  if c.study.shift.surface:
+    found["update"] = _update(c, folder, result, plain)
+  found["plain_base"] = {"sets": plain.sets, "train_s": plain.train_s} if plain else {}
+  path = folder / "results.json"
+  workdir.write_json(path, json.loads(path.read_text()) | found)
+  _show(c, result, plain, found)
+
+
+def _plain(c: Config) -> Config:
+  """The same base, data, steps and learning rate, without experts."""
+  experts = dataclasses.replace(c.experts, kind="none")
+  return dataclasses.replace(c, experts=experts, loss=config.Loss(**NO_TERMS))
+
+
+def _forced(c: Config, result: train.Result) -> dict[str, float]:
+  """Accuracy per set when every input is served by the expert next to its own."""
+  next_E = jnp.roll(jnp.arange(c.experts.count), -1)
+  do = compose.Intervention(swap_E=next_E)
+  score = _Scorer(result.run)
+  sets = {name: assemble.examples(s, c.data) for name, s in c.evaluation.sets.items()}
+  return {name: float(score(found, do).correct_N.mean()) for name, found in sets.items()}
+
+
+class _Scorer:
+  """Scores examples with one run."""
+
+  def __init__(self, run: workdir.Run):
+    self._run, self._scorer = run, accuracy.make_scorer(run.config, run.model)
+
+  def __call__(self, examples: Sequence[Example], do=compose.NOTHING) -> accuracy.Scores:
+    run = self._run
+    args = run.params, examples, run.tokenizer, run.config, run.mesh
+    return accuracy.score(self._scorer, *args, do=do)
+
+
+class Update(NamedTuple):
+  """A model before and after it learned the shifted operation of one surface."""
+
+  shifted_before: float
+  shifted_after: float
+  others_before: float
+  others_after: float
+  others_max_change_nats: float  # Largest change of any answer's log-likelihood.
+  parameters_moved: int
+
+
+def _update(c: Config, folder: pathlib.Path, result: train.Result, plain) -> dict[str, Any]:
+  """One surface's operation comes to mean another: its expert alone is retrained, beside the plain
+  base fine-tuned on the same examples."""
+  s = c.study.shift
+  shifted = mechanisms.shifted(s.surface, s.operation, s.becomes, s.examples + N_TEST, seed=c.seed)
+  tests = shifted[s.examples :]
+  others = [
+    e
+    for source in c.evaluation.sets.values()
+    for e in assemble.examples(source, c.data)
+    if e.domain != s.surface
+  ]
+  data = folder / "update" / "shifted.jsonl"
+  _write(data, shifted[: s.examples])
+  index_N = _Scorer(result.run)(tests).index_N
+  expert = int(np.bincount(index_N).argmax())
+  still = config.Trains(False, False, False, True, False, (expert,))
+  moved = {"iclm": _retrain(c, data, folder, folder / "update" / "iclm", still)}
+  runs = {"iclm": result.run}
+  if plain is not None:
+    everything = config.Trains(True, False, False, False, False, ())
+    source = folder / "plain_base"
+    moved["plain base"] = _retrain(
+      _plain(c), data, source, folder / "update" / "plain_base", everything
+    )
+    runs["plain base"] = plain.run
+  compared = {name: _compare(runs[name], moved[name], tests, others)._asdict() for name in runs}
+  return {"expert": expert, "n_train": s.examples, "n_others": len(others), "models": compared}
+
+
+def _retrain(c: Config, data, source: pathlib.Path, folder: pathlib.Path, trains) -> workdir.Run:
+  """The train loop with a mask, from the parameters of another run."""
+  s = c.study.shift
+  zero = config.Loss(**NO_TERMS | {"beta": c.loss.beta})
+  every = config.Source(tfds="", jsonl=str(data), acre="", split="", weight=1.0, limit=0, ramp=0)
+  changed = dataclasses.replace(
+    c,
+    steps=s.steps,
+    loss=zero,
+    trains=trains,
+    optimizer=dataclasses.replace(
+      c.optimizer, lr=s.lr, warmup=min(c.optimizer.warmup, s.steps // 4)
+    ),
+    data=dataclasses.replace(c.data, train={"shifted": every}),
+    evaluation=dataclasses.replace(c.evaluation, every=0, sets={}, best=""),
+    checkpoint=dataclasses.replace(c.checkpoint, every=0, init_from=str(source)),
+  )
+  return train.fit(changed, folder, f"update {folder.name}").run
+
+
+def _compare(before: workdir.Run, after: workdir.Run, shifted, others) -> Update:
+  first, second = _Scorer(before), _Scorer(after)
+  (shifted_a, shifted_b), (others_a, others_b) = (
+    (first(examples), second(examples)) for examples in (shifted, others)
+  )
+  moved = after.config.trains
+  n_moved = sum(
+    _size(part) // (after.config.experts.count if name == "domain" else 1)
+    for name, part in after.params.items()
+    if getattr(moved, name)
+  )
+  return Update(
+    float(shifted_a.correct_N.mean()),
+    float(shifted_b.correct_N.mean()),
+    float(others_a.correct_N.mean()),
+    float(others_b.correct_N.mean()),
+    float(np.abs(others_a.nll_N - others_b.nll_N).max()),
+    n_moved,
+  )
+
+
+def _size(tree: Any) -> int:
+  return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def _write(path: pathlib.Path, examples: Sequence[Example]) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  lines = (json.dumps(dataclasses.asdict(e)) + "\n" for e in examples)
+  workdir.write_text(path, "".join(lines))
+
+
+def _show(c: Config, result: train.Result, plain, found: dict[str, Any]) -> None:
+  console = rich.console.Console()
+  table = rich.table.Table(
+    "set", "iclm", *(["plain base"] if plain else []), "route forced to the next", title="Accuracy"
+  )
+  for name, s in result.sets.items():
+    base = [f"{plain.sets[name]['accuracy']:.3f}"] if plain else []
+    forced = f"{found['forced'][name]:.3f}" if "forced" in found else "-"
+    table.add_row(name, f"{s['accuracy']:.3f}", *base, forced)
+    for group, g in s["by_group"].items():
+      base = [f"{plain.sets[name]['by_group'][group]['accuracy']:.3f}"] if plain else []
+      table.add_row(f"  {group}", f"{g['accuracy']:.3f}", *base, "")
+  console.print(table)
+  first = next(iter(result.sets.values()))
+  routes = rich.table.Table(
+    "domain", *map(str, range(c.experts.count)), title="Share of inputs per expert"
+  )
+  for domain, shares in first["routes"].items():
+    routes.add_row(domain, *(f"{x:.2f}" for x in shares))
+  console.print(routes)
+  for name, rate in first["rate_nats"].items():
+    console.print(f"rate of the {name} message: {rate:.2f} nats per predicted position")
+  if "update" in found:
+    _show_update(console, c, found["update"])
+
+
+def _show_update(console, c: Config, update: dict[str, Any]) -> None:
+  s = c.study.shift
+  title = f"Update: {s.operation!r} of surface {s.surface} now means {s.becomes!r}"
+  table = rich.table.Table(
+    "model", "parameters moved", "shifted", "other surfaces", "largest change there", title=title
+  )
+  for name, u in update["models"].items():
+    moved = f"{u['parameters_moved']:,}" + (
+      f" (expert {update['expert']})" if name == "iclm" else ""
+    )
+    table.add_row(
+      name, moved,
+      f"{u['shifted_before']:.3f} -> {u['shifted_after']:.3f}",
+      f"{u['others_before']:.3f} -> {u['others_after']:.3f}",
+      f"{u['others_max_change_nats']:g} nats",
+    )  # fmt: skip
+  console.print(table)

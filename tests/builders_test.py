@@ -1,0 +1,132 @@
+"""Tests of the TFDS builders, at tiny sizes: what is loaded is what the generators made."""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from iclm.config import InputError
+from iclm.data import acre, builders, mechanisms
+
+SIZES = {
+  builders.Acre: dict.fromkeys(acre.SPLITS, 3),
+  builders.Mechanisms: dict.fromkeys(mechanisms.SPLITS, 40),
+}
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch) -> str:
+  """A folder that is not there yet, and builders of a few examples."""
+  for kind, sizes in SIZES.items():
+    tiny = [dataclasses.replace(c, sizes=sizes) for c in kind.BUILDER_CONFIGS]
+    monkeypatch.setattr(kind, "BUILDER_CONFIGS", tiny)
+    # TFDS keeps this dict by class.
+    monkeypatch.setattr(kind, "builder_configs", {c.name: c for c in tiny})
+  return str(tmp_path / "data" / "sets")
+
+
+@pytest.mark.parametrize("form", ["symbolic", "text"])
+def test_acre_is_stored_in_order(data_dir, form):
+  for split in ("iid_train", "comp_test"):
+    expected = [e for i in range(3) for e in acre.examples(form, split, builders.SEED, i, 4, 6)]
+    loaded = builders.load(f"acre/{form}", split, data_dir)
+    assert list(loaded) == expected
+    assert loaded[5] == expected[5]  # Without reading the rest.
+    assert loaded[-1] == expected[-1]
+    assert loaded[2:9:3] == expected[2:9:3]
+    assert len(loaded) == 12
+
+
+def test_mechanisms_are_stored_in_order(data_dir):
+  for split in mechanisms.SPLITS:
+    expected = [mechanisms.example(split, builders.SEED, i) for i in range(40)]
+    assert list(builders.load("mechanisms/default", split, data_dir)) == expected
+  with pytest.raises(IndexError):
+    builders.load("mechanisms/default", "iid_val", data_dir)[40]
+
+
+def test_configs_hold_every_split_of_their_generator():
+  for kind, generator in ((builders.Acre, acre), (builders.Mechanisms, mechanisms)):
+    for config in kind.BUILDER_CONFIGS:
+      assert set(config.sizes) == set(generator.SPLITS)
+
+
+def test_preparing_is_done_once_and_says_nothing(data_dir, monkeypatch, capfd):
+  first = builders.load("mechanisms/default", "iid_val", data_dir)[0]
+  assert capfd.readouterr() == ("", "")
+  monkeypatch.setattr(mechanisms, "example", None)  # Not called again.
+  assert builders.load("mechanisms/default", "iid_val", data_dir)[0] == first
+
+
+def test_of_two_that_prepare_at_once_both_succeed(data_dir, monkeypatch):
+  original, fresh = mechanisms.example, [True]
+
+  def example(split, seed, index):
+    if fresh.pop() if fresh else False:  # Amid preparing: another one begins and is faster.
+      assert len(builders.load("mechanisms/default", "iid_val", data_dir)) == 40
+    return original(split, seed, index)
+
+  monkeypatch.setattr(mechanisms, "example", example)
+  assert builders.load("mechanisms/default", "iid_val", data_dir)[7] == original("iid_val", 0, 7)
+  assert not fresh
+  (version,) = pathlib.Path(data_dir, "mechanisms", "default").iterdir()
+  assert version.name == "1.0.0"  # What the slower one wrote is gone.
+
+
+def test_one_that_is_interrupted_leaves_nothing_to_be_taken_for_data(data_dir, monkeypatch):
+  original = mechanisms.example
+
+  def example(split, seed, index):
+    if split == "iid_test":
+      raise KeyboardInterrupt
+    return original(split, seed, index)
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(mechanisms, "example", example)
+    builders.load("mechanisms/default", "iid_val", data_dir)
+  assert builders.load("mechanisms/default", "iid_test", data_dir)[3] == original("iid_test", 0, 3)
+
+
+@pytest.mark.parametrize(
+  ("builder", "split", "near"),
+  [
+    ("acre/symbolc", "iid_train", "'acre/symbolic'"),
+    ("acre", "iid_train", "'acre/"),
+    ("mechanism/default", "iid_train", "'mechanisms/default'"),
+    ("acre/text", "comp_publishd", "'comp_published'"),
+    ("mechanisms/default", "unseen", "'unseen_pairs'"),
+  ],
+)
+def test_an_unknown_name_is_told_with_the_nearest(data_dir, builder, split, near):
+  with pytest.raises(InputError, match=near):
+    builders.load(builder, split, data_dir)
+  assert not pathlib.Path(data_dir).exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(data_dir, tmp_path):
+  (tmp_path / "file").write_text("")
+  for path in (tmp_path / "file", tmp_path / "file" / "below"):
+    with pytest.raises(InputError, match=r"data_dir .*file.*; name a folder"):
+      builders.load("mechanisms/default", "iid_val", str(path))
+
+
+def test_a_damaged_data_set_is_told(data_dir):
+  builders.load("mechanisms/default", "iid_val", data_dir)
+  folder = pathlib.Path(data_dir, "mechanisms", "default", "1.0.0")
+  (folder / "dataset_info.json").unlink()
+  with pytest.raises(InputError, match="remove it"):
+    builders.load("mechanisms/default", "iid_val", data_dir)
+
+
+def test_tensorflow_is_not_imported(data_dir):
+  builders.load("mechanisms/default", "iid_val", data_dir)[0]
+  code = """if True:
+    import sys
+    from iclm.data import builders
+    builders.load("mechanisms/default", "iid_val", sys.argv[1])[0]
+    assert "tensorflow" not in sys.modules
+  """
+  root = pathlib.Path(__file__).parents[1]
+  subprocess.run([sys.executable, "-c", code, data_dir], check=True, cwd=root)

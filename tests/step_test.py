@@ -1,0 +1,190 @@
+"""The train step: what moves, what stands still, and that the layout does not matter."""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iclm import compose, optim, sharding, step
+from iclm.config import InputError, Mesh
+from tests.conftest import VOCAB, tiny
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@functools.cache
+def start():
+  """A fresh state of the tiny config; reused, since drawing it takes seconds to compile."""
+  c = tiny()
+  mesh = sharding.make_mesh(c.mesh)
+  model = compose.build(c, VOCAB, mesh)
+  return step.init_state(c, model, optim.from_config(c), mesh, jax.random.key(0))
+
+
+def runner(c):
+  """The jitted step of a config, and a state to start from."""
+  mesh = sharding.make_mesh(c.mesh)
+  model, tx = compose.build(c, VOCAB, mesh), optim.from_config(c)
+  state = start()
+  state = state._replace(opt_state=tx.init(state.params))
+  return jax.jit(functools.partial(step.train_step, config=c, model=model, tx=tx)), state
+
+
+def same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_golden_first_loss(batch):
+  # A fresh residual model is its base, so the first loss is that of the base: about ln V, since
+  # a fresh base knows nothing. Renew the digits by running this test and copying what it prints.
+  advance, state = runner(tiny())
+  _, metrics = advance(state, batch, jax.random.key(1))
+  assert abs(float(metrics["answer_nats"]) - np.log(VOCAB)) < 1.0
+  plain = compose.build(tiny(experts__kind="none"), VOCAB)
+  logits = plain.apply(state.params, batch).logits_BTV
+  logp = jax.nn.log_softmax(logits)
+  picked = jnp.take_along_axis(logp, batch.targets_BT[..., None], axis=-1)[..., 0]
+  expected = -(picked * batch.loss_mask_BT).sum() / batch.loss_mask_BT.sum()
+  np.testing.assert_allclose(metrics["answer_nats"], expected, rtol=1e-5)
+
+
+def test_an_idle_expert_stands_still(batch):
+  advance, state = runner(tiny(router__kind="oracle", data__domains=("a", "b", "c"),
+                               loss__balance=0.0, loss__zloss=0.0))  # fmt: skip
+  batch = batch._replace(domain_B=jnp.where(batch.domain_B == 1, 0, batch.domain_B))
+  before = jax.tree.map(np.asarray, state)
+  for _ in range(3):
+    state, _ = advance(state, batch, jax.random.key(1))
+  idle = lambda tree: jax.tree.map(lambda x: x[1], tree)
+  same(idle(before.params["domain"]), idle(state.params["domain"]))
+  old, new = before.opt_state["domain"], state.opt_state["domain"]
+  same((idle(old.mu), idle(old.nu), old.count_E[1]), (idle(new.mu), idle(new.nu), new.count_E[1]))
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a[0] - b[0]).max(), before.params["domain"], state.params["domain"]
+  )
+  assert moved["message"]["out"] > 0
+
+
+@pytest.mark.parametrize("part", ["base", "invariant", "router", "domain"])
+def test_what_is_frozen_does_not_move_by_one_bit(batch, part):
+  advance, state = runner(tiny(**{f"trains__{part}": False, "optimizer__weight_decay": 0.5}))
+  after, _ = advance(state, batch, jax.random.key(1))
+  same(state.params[part], after.params[part])
+  assert not jax.tree.leaves(after.opt_state[part])
+  others = {k: v for k, v in state.params.items() if k != part}
+  for name, old in others.items():
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), old, after.params[name])
+    assert max(jax.tree.leaves(moved)) > 0, name
+
+
+def test_only_the_named_expert_moves(batch):
+  frozen = {f"trains__{name}": False for name in ("base", "invariant", "router")}
+  advance, state = runner(tiny(trains__only_experts=(2,), router__kind="oracle",
+                               data__domains=("a", "b", "c"), loss__balance=0.0, loss__zloss=0.0,
+                               **frozen))  # fmt: skip
+  after, _ = advance(state, batch, jax.random.key(1))
+  rest = lambda params: params | {"domain": jax.tree.map(lambda x: x[:2], params["domain"])}
+  same(rest(state.params), rest(after.params))
+  assert float(jnp.abs(after.params["domain"]["message"]["out"][2]).max()) > 0
+
+
+def test_a_non_finite_step_leaves_the_state_and_is_counted(batch):
+  advance, state = runner(tiny())
+  bad = batch._replace(loss_mask_BT=batch.loss_mask_BT)
+  poisoned = state._replace(params=jax.tree.map(lambda x: x, state.params))
+  norm = poisoned.params["base"]["norm"]["gain"].at[0].set(jnp.nan)
+  poisoned = poisoned._replace(
+    params=state.params | {"base": state.params["base"] | {"norm": {"gain": norm}}}
+  )
+  after, metrics = advance(poisoned, bad, jax.random.key(1))
+  same(
+    (poisoned.params, poisoned.opt_state, poisoned.usage_E),
+    (after.params, after.opt_state, after.usage_E),
+  )
+  assert (int(after.step), int(after.skipped), int(metrics["skipped_in_a_row"])) == (1, 1, 1)
+  good, metrics = advance(after._replace(params=state.params), batch, jax.random.key(1))
+  assert (int(good.skipped), int(metrics["skipped_in_a_row"])) == (1, 0)
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(batch):
+  # Rows have equal numbers of answer tokens here, and no term couples rows; noise is switched off
+  # by a zero message width's worth of freedom: the oracle router and a frozen bottleneck.
+  given = {"router__kind": "oracle", "data__domains": ("a", "b", "c"), "loss__balance": 0.0,
+           "loss__zloss": 0.0, "loss__dependence": 0.0, "loss__beta": 0.0, "bottleneck__kind": "none"}  # fmt: skip
+  c = tiny(**given)
+  model = compose.build(c, VOCAB)
+  params = {k: v for k, v in start().params.items()}
+  for part in ("invariant", "domain"):
+    params[part] = {"adapter": params[part]["adapter"]}
+  grads = {}
+  for n in (1, 4):
+    loss = functools.partial(step._loss, config=c, model=model, tau=1.0)
+    grads[n], metrics, _ = jax.jit(functools.partial(step._accumulate, loss, n=n))(
+      params, batch, jax.random.key(0)
+    )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads[1], grads[4])
+
+
+def test_a_weight_that_weighs_nothing_is_refused():
+  with pytest.raises(InputError, match=r"config\.loss\.balance = 0\.01 weighs nothing"):
+    step.check_weights(tiny(router__kind="random"))
+
+
+SHARDED = """
+import functools, json, sys
+import jax
+from iclm import compose, optim, sharding, step
+from iclm.config import Mesh
+from tests.conftest import VOCAB, make_batch, tiny
+
+losses, shapes = {}, {}
+for sizes in ((1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)):
+  names = dict(zip(("mesh__data", "mesh__expert", "mesh__model"), sizes))
+  c = tiny(experts__count=4, model__kv_heads=2, fsdp=sizes == (2, 2, 2), steps=20, optimizer__warmup=2, **names)
+  mesh = sharding.make_mesh(c.mesh)
+  model, tx = compose.build(c, VOCAB, mesh), optim.from_config(c)
+  state = step.init_state(c, model, tx, mesh, jax.random.key(0))
+  advance = jax.jit(functools.partial(step.train_step, config=c, model=model, tx=tx), donate_argnums=0)
+  shard = lambda x: x.addressable_shards[0].data.shape
+  shapes[str(sizes)] = {
+    "domain": shard(state.params["domain"]["message"]["out"]),
+    "moment": shard(state.opt_state["domain"].mu["message"]["out"]),
+    "q": shard(state.params["base"]["upper_layers"]["q"]),
+  }
+  row = []
+  for i in range(20):
+    state, metrics = advance(state, sharding.put_batch(make_batch(i, 8, 20), mesh), jax.random.key(1))
+    row.append(float(metrics["loss_nats"]))
+  losses[str(sizes)] = row
+print(json.dumps({"losses": losses, "shapes": shapes}))
+"""
+
+
+def test_eight_devices_give_the_losses_of_one_and_hold_their_part_only():
+  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+  env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(
+    [sys.executable, "-c", SHARDED], env=env, cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  found = json.loads(done.stdout.splitlines()[-1])
+  one = found["losses"].pop("(1, 1, 1)")
+  for sizes, losses in found["losses"].items():
+    np.testing.assert_allclose(losses, one, rtol=1e-5, err_msg=sizes)
+  shapes = found["shapes"]
+  # (E, Z, D) = (4, 4, 16) and (layers, D, heads * head size) = (2, 16, 16) on one device.
+  assert shapes["(8, 1, 1)"] == {"domain": [4, 4, 16], "moment": [4, 4, 16], "q": [2, 16, 16]}
+  assert shapes["(2, 4, 1)"] == {"domain": [1, 4, 16], "moment": [1, 4, 16], "q": [2, 16, 16]}
+  assert shapes["(2, 2, 2)"] == {"domain": [2, 4, 16], "moment": [2, 4, 16], "q": [2, 8, 8]}
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+  with pytest.raises(InputError, match="needs 4096 devices"):
+    sharding.make_mesh(Mesh(data=16, expert=16, model=16))
