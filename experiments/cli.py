@@ -3,22 +3,26 @@
 0 done   2 bad input   3 the run stopped itself   143 interrupted by SIGTERM, resumable
 """
 
-import logging
+import os
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from absl import app, flags
-from ml_collections import config_dict, config_flags
+import jax
+from absl import app, flags, logging
 
 from iclm import config, train
 
 INTERRUPTED = 143
+# What was compiled once is read from here the next time, as when a run is resumed.
+CACHE = pathlib.Path("~/.cache/iclm/xla").expanduser()
 
 
 def run(main: Callable[[Any], int | None]) -> None:
   """Parses the flags, runs `main(flags.FLAGS)`, and turns bad input into exit code 2."""
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    jax.config.update("jax_compilation_cache_dir", str(CACHE))
 
   def guarded(argv: list[str]) -> int:
     if len(argv) > 1:
@@ -34,15 +38,12 @@ def run(main: Callable[[Any], int | None]) -> None:
   app.run(guarded, flags_parser=_parse)
 
 
-def read_config(value: Any) -> config.Config:
-  """The ConfigDict of a `--config` flag, checked."""
-  return config.from_config_dict(value)
-
-
 def _parse(argv: list[str]) -> list[str]:
   """Unknown flags, misspelt keys, wrong types and broken config files are bad input."""
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    logging.set_verbosity(logging.WARNING)  # TFDS and orbax tell much.
+    return rest
   except flags.Error as error:
     sentence = str(error)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -55,6 +56,3 @@ def _parse(argv: list[str]) -> list[str]:
 def _say(sentence: str) -> int:
   print(f"error: {sentence}", file=sys.stderr)
   return 2
-
-
-__all__ = ["INTERRUPTED", "config_dict", "config_flags", "read_config", "run"]

@@ -1,6 +1,7 @@
 """What follows a run whose config has a study: the plain base alike, and a partial update."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -80,8 +81,8 @@ def _update(c: Config, folder: pathlib.Path, result: train.Result, plain) -> dic
   """One surface's operation comes to mean another: its expert alone is retrained, beside the plain
   base fine-tuned on the same examples."""
   s = c.study.shift
-  shifted = mechanisms.shifted(s.surface, s.operation, s.becomes, s.examples + N_TEST, seed=c.seed)
-  tests = shifted[s.examples :]
+  shift = functools.partial(mechanisms.shift, s.surface, s.operation, s.becomes, seed=c.seed)
+  tests = shift(part="test", n=N_TEST)
   others = [
     e
     for source in c.evaluation.sets.values()
@@ -89,7 +90,7 @@ def _update(c: Config, folder: pathlib.Path, result: train.Result, plain) -> dic
     if e.domain != s.surface
   ]
   data = folder / "update" / "shifted.jsonl"
-  _write(data, shifted[: s.examples])
+  _write(data, shift(part="train", n=s.examples))
   index_N = _Scorer(result.run)(tests).index_N
   expert = int(np.bincount(index_N).argmax())
   still = config.Trains(False, False, False, True, False, (expert,))

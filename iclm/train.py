@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from iclm import compose, optim, routing, sharding, step, workdir
@@ -143,7 +144,7 @@ def _fit_prototypes(c: Config, model, mesh, state: step.TrainState, key, loader:
     mask = batch.segment_BT > 0 if prompt.ndim == 3 else batch.prompt_mask_BT.any(axis=1)
     found.append(prompt[mask])
     i += 1
-  emb_NP = np.concatenate(found)[:FIT_PROMPTS]
+  emb_NP = jnp.asarray(np.concatenate(found)[:FIT_PROMPTS])
   fitted_EP = routing.fit_kmeans(key, emb_NP, c.experts.count, FIT_ITERATIONS, FIT_RESTARTS)
   old_EP = state.params["router"]["prototypes_EP"]
   router = state.params["router"] | {"prototypes_EP": jax.device_put(fitted_EP, old_EP.sharding)}

@@ -40,7 +40,7 @@ def read(path: str) -> list[Example]:
 
 def _labelled(example: Example) -> Example:
   """ACRE records come without a query type: the solver tells, and the form is their domain."""
-  known = None if example.group != records.ALL else acre.label(example.prompt)
+  known = None if example.group != "all" else acre.label(example.prompt)
   if known is None:
     return example
   domain, group = known
