@@ -77,7 +77,7 @@ def make(config: Config) -> Expert:
     message = {
       "mu": normal(k_mu, m.d_model, width),
       "log_sigma": normal(k_sigma, m.d_model, width, 0.1),
-      "log_sigma_bias": _box(jnp.full((1, width), LOG_SIGMA_INIT)),
+      "log_sigma_bias": _box(jnp.full((1, width), LOG_SIGMA_INIT, jnp.float32)),
       "out": normal(k_out, width, m.d_model, 0.0 if config.combine == "residual" else 1.0),
     }
     return {"adapter": adapter, "message": message}

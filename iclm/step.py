@@ -51,12 +51,23 @@ def abstract_state(config: Config, model: compose.Model, tx, mesh: Mesh) -> Trai
   return jax.tree.map(place, sharding.unbox(boxed), shardings)
 
 
+def make_train_step(config: Config, model: compose.Model, tx, mesh: Mesh) -> Callable:
+  """`train_step` compiled: (state, batch, key) -> (state, metrics); the old state is donated.
+
+  The next state keeps the shardings of `abstract_state`: left to the compiler, they would differ
+  from those of a fresh or restored state in name, and the second step would compile all over.
+  """
+  advance = functools.partial(train_step, config=config, model=model, tx=tx)
+  kept = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, tx, mesh))
+  return jax.jit(advance, donate_argnums=0, out_shardings=(kept, sharding.replicated(mesh)))
+
+
 def _build(config: Config, model: compose.Model, tx, key: Array) -> TrainState:
   params = model.init(key)
   n = max(config.experts.count, 1)
   # Every counter is an array of its own: a donated state may hold no buffer twice.
   zero = lambda: jnp.zeros((), jnp.int32)
-  return TrainState(zero(), params, tx.init(params), jnp.full((n,), 1 / n), zero(), zero())
+  return TrainState(zero(), params, tx.init(params), jnp.full((n,), 1 / n, jnp.float32), zero(), zero())
 
 
 def train_step(
@@ -180,27 +191,31 @@ def _dependence(config: Config, output: compose.Output, batch: Batch, key):
   starts_BT = batch.loss_mask_BT > 0
   before_BT = jnp.pad(starts_BT[:, :-1], ((0, 0), (1, 0)))
   same_BT = jnp.pad(batch.segment_BT[:, 1:] == batch.segment_BT[:, :-1], ((0, 0), (1, 0)))
-  mask_N = (starts_BT & ~(before_BT & same_BT)).reshape(-1)
-  x_NZ, y_NZ = (z_BTZ.reshape(-1, z_BTZ.shape[-1]) for z_BTZ in output.messages_SBTZ)
+  start_M = (starts_BT & ~(before_BT & same_BT)).reshape(-1)
+  # A row starts one answer per segment, its context included where `data.loss` is "all".
+  n = min(start_M.size, len(starts_BT) * (config.data.questions_per_row + 1))
+  (at_N,) = jnp.nonzero(start_M, size=n, fill_value=0)
+  mask_N = jnp.arange(n) < start_M.sum()
+  x_NZ, y_NZ = (z_BTZ.reshape(-1, z_BTZ.shape[-1])[at_N] for z_BTZ in output.messages_SBTZ)
   d = config.dependence
   if d.kind == "joint_mi":
     p_NC, q_NC = (jax.nn.softmax(z_NZ[:, : d.features]) for z_NZ in (x_NZ, y_NZ))
     return {"dependence_mi_nats": information.joint_mi(p_NC, q_NC, mask_N)}, {}
-  groups_N, n_groups = _groups(config, output.logits_BTV.shape[-1], batch, mask_N)
+  groups_N, n_groups = _groups(config, output.logits_BTV.shape[-1], batch, at_N, mask_N)
   result = information.dependence(x_NZ, y_NZ, mask_N, groups_N, n_groups, key, d.features)
   extra = {"dependence_classes": result.n_used, "dependence_skipped": result.n_skipped}
   return {"dependence_nhsic": result.value}, extra
 
 
-def _groups(config: Config, n_vocab: int, batch: Batch, mask_N):
+def _groups(config: Config, n_vocab: int, batch: Batch, at_N, mask_N):
   """Class of each sample: nothing, its domain, or its label among the most frequent ones."""
   d = config.dependence
   if d.given == "none":
     return None, 1
   if d.given == "domain":
     domain_BT = jnp.broadcast_to(batch.domain_B[:, None], batch.tokens_BT.shape)
-    return domain_BT.reshape(-1), max(len(config.data.domains), 1)
-  label_N = batch.targets_BT.reshape(-1)
+    return domain_BT.reshape(-1)[at_N], max(len(config.data.domains), 1)
+  label_N = batch.targets_BT.reshape(-1)[at_N]
   n_V = jnp.zeros(n_vocab, jnp.int32).at[label_N].add(mask_N)
   n_groups = min(d.classes, n_vocab)
   _, frequent_G = jax.lax.top_k(n_V, n_groups)

@@ -1,7 +1,6 @@
 """The one loop: mesh -> data -> model -> optimizer -> state -> restore -> steps."""
 
 import contextlib
-import functools
 import logging
 import pathlib
 import signal
@@ -61,8 +60,7 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
   tx = optim.from_config(c)
   evaluate = _Evaluator(c, model, tokenizer, mesh)
   k_init, k_run = jax.random.split(jax.random.key(c.seed))
-  advance = functools.partial(step.train_step, config=c, model=model, tx=tx)
-  advance = jax.jit(advance, donate_argnums=0)
+  advance = step.make_train_step(c, model, tx, mesh)
   meta = {"config": to_dict(c), "tokenizer": tokenizer.to_json()}
   due = lambda n, every: n == c.steps or (every > 0 and n % every == 0)
 
