@@ -25,8 +25,8 @@ def _shape(layers, d_model, heads, kv_heads, d_ff, **changes) -> config_dict.Con
 
 
 def tiny() -> config_dict.ConfigDict:
-  """0.1M parameters: tests and the quickstart."""
-  return _shape(2, 64, 4, 4, 172)
+  """0.2M parameters: the quickstart."""
+  return _shape(4, 64, 4, 4, 172)
 
 
 def small() -> config_dict.ConfigDict:

@@ -28,7 +28,7 @@ from iclm.data.records import Example
 
 Part = Literal["train", "val", "test"]
 SIZE = 10  # Symbols of an alphabet.
-LENGTHS = (4, 5, 6)
+LENGTHS = (4, 5)
 
 
 class Surface(NamedTuple):
