@@ -15,9 +15,9 @@ def get_config():
   c.batch_size = 32
   c.model = presets.tiny()
   c.experts.update(count=5, rank=8, projections=("q", "v"))
-  c.router.update(reads="embed", detach=True, width=16, tau_steps=600)
+  c.router.update(reads="embed", detach=True, scale=32.0, tau_steps=600)
   c.dependence.given = "none"
-  c.optimizer.update(lr=3e-3, warmup=50)
+  c.optimizer.update(lr=3e-3, warmup=50, router_lr=0.1)
   c.data.train = {"mechanisms": base.source(tfds="mechanisms/default", split="iid_train")}
   c.data.domains = ("lower", "upper", "digits", "words", "signs")
   c.data.update(seq_len=36, question="none", questions_per_row=1)

@@ -67,7 +67,9 @@ def _build(config: Config, model: compose.Model, tx, key: Array) -> TrainState:
   n = max(config.experts.count, 1)
   # Every counter is an array of its own: a donated state may hold no buffer twice.
   zero = lambda: jnp.zeros((), jnp.int32)
-  return TrainState(zero(), params, tx.init(params), jnp.full((n,), 1 / n, jnp.float32), zero(), zero())
+  return TrainState(
+    zero(), params, tx.init(params), jnp.full((n,), 1 / n, jnp.float32), zero(), zero()
+  )
 
 
 def train_step(

@@ -73,8 +73,8 @@ def test_solver_on_a_case_by_hand():
 @pytest.mark.parametrize("split", acre.SPLITS)
 def test_answers_of_every_split_follow_from_the_views(split):
   for index, n_questions in itertools.product(range(25), (4, 12)):
-    for fewest in (1, 6):
-      for e in acre.examples("symbolic", split, 3, index, n_questions, fewest):
+    for lesson in (0.0, 0.5, 1.0):
+      for e in acre.examples("symbolic", split, 3, index, n_questions, lesson):
         _, views, query = world.parse(e.prompt)
         assert int(e.answer) == entailed(views, query)
         assert e.group == acre.group_of(e.prompt)
@@ -129,7 +129,7 @@ def profile(records) -> dict[str, collections.Counter]:
 
 def generated(split: str, n: int):
   for index in range(n):
-    for e in acre.examples("symbolic", split, 0, index, 4, 6):
+    for e in acre.examples("symbolic", split, 0, index, 4):
       yield e.prompt, e.answer
 
 
@@ -192,10 +192,10 @@ def test_splits_share_no_context():
 
 
 def test_a_problem_depends_on_its_index_alone():
-  problems = acre.Problems("text", "iid", seed=1, n_questions=16, views_ramp=0)
+  problems = acre.Problems("text", "iid", seed=1, n_questions=16, ramp=0)
   order = random.Random(0).sample(range(40), 40)
   shuffled = {i: problems[i] for i in order}
-  again = acre.Problems("text", "iid", seed=1, n_questions=16, views_ramp=0)
+  again = acre.Problems("text", "iid", seed=1, n_questions=16, ramp=0)
   assert [again[i] for i in range(40)] == [shuffled[i] for i in range(40)]
   assert len({tuple(e.prompt for e in p) for p in shuffled.values()}) == 40
   assert acre.Problems("text", "iid", 2, 16, 0)[0] != problems[0]
@@ -222,26 +222,28 @@ def test_questions_of_a_problem_cover_its_objects_and_every_answer():
 
 def test_four_questions_are_the_published_ones():
   for i in range(50):
-    queries = [world.parse(e.prompt)[2] for e in acre.examples("text", "iid_val", 0, i, 4, 6)]
-    _, views, _ = world.parse(acre.examples("text", "iid_val", 0, i, 4, 6)[0].prompt)
+    queries = [world.parse(e.prompt)[2] for e in acre.examples("text", "iid_val", 0, i, 4)]
+    _, views, _ = world.parse(acre.examples("text", "iid_val", 0, i, 4)[0].prompt)
     assert [len(q) for q in queries[:2]] == [1, 1]
     unlit = [view.objects for view in views if not view.lit]
     assert any(all(q[: len(base)] == base for q in queries[2:]) for base in unlit)
 
 
-def test_the_ramp_ends_with_all_views():
-  problems = acre.Problems("symbolic", "iid", seed=0, n_questions=8, views_ramp=300)
-  shown = [len(world.parse(problems[i][0].prompt)[1]) for i in range(330)]
-  assert set(shown[:60]) == {1, 2, 3, 4, 5, 6}  # Any number at first: k = 1 + 5 * index // 300.
-  assert all(n >= 1 + 5 * i // 300 for i, n in enumerate(shown[:300]))
-  assert set(shown[300:]) == {6}
-  full = acre.Problems("symbolic", "iid", 0, 8, 0)
-  views, some = (world.parse(p[5][0].prompt)[1] for p in (full, problems))
-  assert [view for view in views if view in some] == some  # In their order.
+def test_the_curriculum_goes_from_single_objects_to_all_views():
+  problems = acre.Problems("symbolic", "iid", seed=0, n_questions=8, ramp=300)
+  views = [world.parse(problems[i][0].prompt)[1] for i in range(330)]
+  simple = [all(len(view.objects) == 1 for view in v) and len(v) > 2 for v in views]
+  # Real with probability index / 300.
+  assert sum(simple[:100]) > 70 > 50 > sum(simple[200:])
+  assert all(len(v) >= 1 + 5 * i // 300 for i, v in enumerate(views[:300]) if not simple[i])
+  assert {len(v) for v in views[300:]} == {6}
+  # An object in no view is asked about, too.
+  asked = {world.parse(e.prompt)[2] for e in problems[0]}
+  assert {(i,) for view in views[0] for i in view.objects} < asked
 
 
 def test_foreign_prompts_are_nobodys():
-  good = acre.examples("symbolic", "iid_val", 0, 0, 4, 6)[0].prompt
+  good = acre.examples("symbolic", "iid_val", 0, 0, 4)[0].prompt
   assert acre.label(good)[0] == "acre_symbolic"
   head = world.WORDINGS["symbolic"].head
   for prompt in ("", "[3] -> ", head, f"{head}[3] -> ", f"{head}[48] -> 2\n[3] -> ", good + "2"):
@@ -255,11 +257,11 @@ def test_foreign_prompts_are_nobodys():
     ({"form": "texts"}, "'text'"),
     ({"split": "iid_train"}, "'iid'"),
     ({"n_questions": 0}, "at least 1"),
-    ({"views_ramp": -1}, "at least 0"),
+    ({"ramp": -1}, "at least 0"),
   ],
 )
 def test_arguments_out_of_range_are_told(change, hint):
-  good = {"form": "text", "split": "iid", "seed": 0, "n_questions": 4, "views_ramp": 0}
+  good = {"form": "text", "split": "iid", "seed": 0, "n_questions": 4, "ramp": 0}
   with pytest.raises(InputError, match=hint):
     acre.Problems(**(good | change))
 

@@ -92,6 +92,15 @@ def draw_views(rng: random.Random, rules: Rules) -> list[View]:
   return views
 
 
+def draw_simple_views(rng: random.Random, rules: Rules) -> list[View]:
+  """Draws three to six views of one object each, and one object more that no view shows.
+
+  Not part of the benchmark: the first lesson of a curriculum, what an object's name refers to.
+  """
+  drawn = rng.sample(rules.pool, rng.randint(3, 6))
+  return [View((i,), rng.random() < 0.5) for i in drawn]
+
+
 def _some(rng: random.Random, objects: list[int], least: int = 0) -> list[int]:
   return rng.sample(objects, rng.randint(least, len(objects)))
 
@@ -179,7 +188,7 @@ def _objects(views: Iterable[View]) -> list[int]:
 
 
 def examples(
-  form: Form, split: str, seed: int, index: int, n_questions: int, fewest_views: int
+  form: Form, split: str, seed: int, index: int, n_questions: int, lesson: float = 1.0
 ) -> list[Example]:
   """Returns all questions on one problem, a pure function of the arguments.
 
@@ -189,19 +198,23 @@ def examples(
     seed: any integer.
     index: of the problem in its split, >= 0.
     n_questions: at least 1; 4 on six views are the published ones, others are varied.
-    fewest_views: 1..6; so many views or more are shown, each number equally likely.
+    lesson: how far into a curriculum, in [0, 1]. That share of problems is real, the rest simple;
+      a real one shows 1 + 5 * lesson of its six views or more, each number equally likely.
 
   Returns:
     Examples of one context; their group is the query type.
   """
   rules = SPLITS[split]
   rng = random.Random(f"{seed}/{split}/{index}")
-  views = draw_views(rng, rules)
+  simple = lesson < 1 and rng.random() >= lesson
+  views = draw_simple_views(rng, rules) if simple else draw_views(rng, rules)
   objects = _objects(views)
-  n_views = rng.randint(fewest_views, len(views))
-  if n_views < len(views):
+  n_views = len(views) if simple else rng.randint(1 + int(5 * lesson), len(views))
+  if simple:
+    objects.append(rng.choice([i for i in rules.pool if i not in objects]))
+  elif n_views < len(views):
     views = [views[i] for i in sorted(rng.sample(range(len(views)), n_views))]
-  if n_questions == 4 and n_views == 6:
+  if n_questions == 4 and lesson == 1:
     queries = published_queries(rng, views, rules.spared)
   else:
     queries = varied_queries(rng, views, objects, n_questions)
@@ -231,8 +244,7 @@ class Problems:
     split: "iid", "comp" or "sys"; of the latter two the training side.
     seed: any integer.
     n_questions: per problem, at least 1; see `examples`.
-    views_ramp: problems over which the fewest views shown grow from one to all six; 0 shows all
-      six from the start.
+    ramp: problems over which `lesson` grows from 0 to 1, see `examples`; 0 is real from the start.
 
   Raises:
     InputError: an attribute is out of its range.
@@ -242,7 +254,7 @@ class Problems:
   split: str
   seed: int
   n_questions: int
-  views_ramp: int
+  ramp: int
 
   def __post_init__(self):
     for name, known in (("form", tuple(world.WORDINGS)), ("split", ("iid", "comp", "sys"))):
@@ -250,7 +262,7 @@ class Problems:
       if value not in known:
         near = difflib.get_close_matches(str(value), known, n=1, cutoff=0)[0]
         raise InputError(f"{name} = {value!r} is not known to the ACRE generator; use {near!r}.")
-    for name, least in (("n_questions", 1), ("views_ramp", 0)):
+    for name, least in (("n_questions", 1), ("ramp", 0)):
       value = getattr(self, name)
       if value < least:
         raise InputError(f"{name} = {value} of the ACRE generator must be at least {least}.")
@@ -262,9 +274,9 @@ class Problems:
     index = operator.index(index)
     if not 0 <= index < len(self):
       raise IndexError(f"problem {index} is outside of 0..{len(self) - 1}")
-    fewest = 6 if index >= self.views_ramp else 1 + 5 * index // self.views_ramp
+    lesson = 1.0 if index >= self.ramp else index / self.ramp
     split = f"{self.split}_train"
-    return examples(self.form, split, self.seed, index, self.n_questions, fewest)
+    return examples(self.form, split, self.seed, index, self.n_questions, lesson)
 
 
 def label(prompt: str) -> tuple[str, str] | None:

@@ -56,7 +56,7 @@ def _source(source: config.Source, c: config.Config) -> pipeline.Source:
     split=source.split,
     seed=c.seed,
     n_questions=c.data.questions_per_row,
-    views_ramp=source.ramp,
+    ramp=source.ramp,
   )
 
 

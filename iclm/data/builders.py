@@ -75,9 +75,7 @@ class Acre(ExampleBuilder):
 
   def examples(self, split: str, n: int) -> Iterable[Example]:
     for i in range(n):
-      yield from acre.examples(
-        self.builder_config.name, split, SEED, i, n_questions=4, fewest_views=6
-      )
+      yield from acre.examples(self.builder_config.name, split, SEED, i, n_questions=4)
 
 
 class Mechanisms(ExampleBuilder):

@@ -1,0 +1,39 @@
+"""ACRE in symbolic form, from the generator, on two cores in an hour.
+
+  python -m experiments.train --config=configs/acre.py --workdir=runs/acre
+
+Three things together leave the plateau at which objects are not yet told apart: problems of a few
+views of one object each at first, many questions per context, and prefix attention.
+"""
+
+from configs import base, presets
+
+FORM = "symbolic"
+
+
+def get_config():
+  c = base.get_config()
+  c.steps = 6_000
+  c.batch_size = 32
+  c.model = presets.small()
+  c.model.update(attention="prefix")
+  c.experts.update(count=2, rank=8, projections=("q", "v"))
+  c.router.update(reads="embed", detach=True, scale=32.0)
+  c.dependence.given = "label"
+  c.optimizer.update(lr=2e-3, schedule="wsd", warmup=100, decay=0.3, router_lr=0.1)
+  c.data.train = {"acre": base.source(acre=FORM, split="iid", ramp=60_000)}
+  c.data.domains = (f"acre_{FORM}",)
+  c.data.update(seq_len=152, questions_per_row=12)
+  c.data.tokenizer.update(split="numbers", vocab_size=512)
+  c.evaluation.update(every=1_000, batch_size=32)
+  c.evaluation.sets = {
+    name: base.source(tfds=f"acre/{FORM}", split=split, limit=2_000)
+    for name, split in (
+      ("iid", "iid_val"),
+      ("comp_published", "comp_published"),
+      ("sys_published", "sys_published"),
+    )
+  }
+  c.evaluation.best = "iid"
+  c.checkpoint.update(every=500, keep=2, best=1)
+  return c
