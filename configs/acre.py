@@ -16,7 +16,7 @@ def get_config():
   c.steps = 6_000
   c.batch_size = 32
   c.model = presets.small()
-  c.model.update(attention="prefix")
+  c.model.update(attention="prefix", qk_init="equal")
   c.experts.update(count=2, rank=8, projections=("q", "v"))
   c.router.update(reads="embed", detach=True, scale=32.0)
   c.dependence.given = "label"

@@ -123,7 +123,8 @@ def get_config() -> config_dict.ConfigDict:
         "becomes": "",
         "examples": 500,
         "steps": 200,
-        "lr": 3e-3,
+        "lr": 2e-2,
+        "base_lr": 3e-3,
       },
     },
   )

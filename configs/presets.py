@@ -15,6 +15,7 @@ def _shape(layers, d_model, heads, kv_heads, d_ff, **changes) -> config_dict.Con
     rope_theta=10_000.0,
     norm_eps=1e-5,
     tied=False,
+    qk_init="independent",
     attention="causal",
     kernel="xla",
     dtype="float32",

@@ -31,6 +31,6 @@ def get_config():
   c.checkpoint.update(every=600, keep=2, best=0)
   c.study.plain_base = True
   c.study.shift.update(
-    surface="digits", operation="reverse", becomes="rotate", examples=500, steps=200, lr=3e-3
+    surface="digits", operation="reverse", becomes="rotate", examples=500, steps=300
   )
   return c

@@ -94,20 +94,22 @@ def _update(c: Config, folder: pathlib.Path, result: train.Result, plain) -> dic
   index_N = _Scorer(result.run)(tests).index_N
   expert = int(np.bincount(index_N).argmax())
   still = config.Trains(False, False, False, True, False, (expert,))
-  moved = {"iclm": _retrain(c, data, folder, folder / "update" / "iclm", still)}
+  moved = {"iclm": _retrain(c, data, folder, folder / "update" / "iclm", still, s.lr)}
   runs = {"iclm": result.run}
   if plain is not None:
     everything = config.Trains(True, False, False, False, False, ())
     source = folder / "plain_base"
     moved["plain base"] = _retrain(
-      _plain(c), data, source, folder / "update" / "plain_base", everything
+      _plain(c), data, source, folder / "update" / "plain_base", everything, s.base_lr
     )
     runs["plain base"] = plain.run
   compared = {name: _compare(runs[name], moved[name], tests, others)._asdict() for name in runs}
   return {"expert": expert, "n_train": s.examples, "n_others": len(others), "models": compared}
 
 
-def _retrain(c: Config, data, source: pathlib.Path, folder: pathlib.Path, trains) -> workdir.Run:
+def _retrain(
+  c: Config, data: pathlib.Path, source: pathlib.Path, folder: pathlib.Path, trains, lr: float
+) -> workdir.Run:
   """The train loop with a mask, from the parameters of another run."""
   s = c.study.shift
   zero = config.Loss(**NO_TERMS | {"beta": c.loss.beta})
@@ -117,9 +119,7 @@ def _retrain(c: Config, data, source: pathlib.Path, folder: pathlib.Path, trains
     steps=s.steps,
     loss=zero,
     trains=trains,
-    optimizer=dataclasses.replace(
-      c.optimizer, lr=s.lr, warmup=min(c.optimizer.warmup, s.steps // 4)
-    ),
+    optimizer=dataclasses.replace(c.optimizer, lr=lr, warmup=min(c.optimizer.warmup, s.steps // 4)),
     data=dataclasses.replace(c.data, train={"shifted": every}),
     evaluation=dataclasses.replace(c.evaluation, every=0, sets={}, best=""),
     checkpoint=dataclasses.replace(c.checkpoint, every=0, init_from=str(source)),

@@ -101,7 +101,11 @@ def build(config: Config, vocab_size: int, mesh: Mesh | None = None) -> Model:
 
 def _init_base(decoder: transformer.Decoder, key: Array) -> Any:
   tokens_BT, mask_BTT = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2, 2), bool)
-  return decoder.init(key, tokens_BT, tokens_BT, mask_BTT)["params"]
+  params = decoder.init(key, tokens_BT, tokens_BT, mask_BTT)["params"]
+  if decoder.model.qk_init == "equal":
+    for name in params.keys() & {"trunk_layers", "upper_layers"}:
+      params[name] = transformer.equal_qk(params[name], decoder.model)
+  return params
 
 
 def _init(config: Config, decoder, expert: experts.Expert, key: Array) -> Any:

@@ -41,6 +41,7 @@ class Model:
   rope_theta: float
   norm_eps: float
   tied: bool  # The head is the transposed embedding.
+  qk_init: Literal["independent", "equal"]  # equal: a fresh head attends to tokens like its own.
   attention: Literal["causal", "prefix"]  # prefix: bidirectional over the shared context.
   kernel: Literal["xla", "cudnn"]  # cudnn needs a GPU and bfloat16.
   dtype: Literal["float32", "bfloat16"]  # Of the matmuls; softmax, norms, losses stay float32.
@@ -200,7 +201,8 @@ class Shift:
   becomes: str
   examples: int
   steps: int
-  lr: float
+  lr: float  # Of the expert's retraining,
+  base_lr: float  # and of the plain base's fine-tuning.
 
 
 @dataclasses.dataclass(frozen=True)

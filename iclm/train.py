@@ -169,7 +169,8 @@ class _Evaluator:
       for name, found in sets.items()
       for key in ("accuracy", "nll_nats")
     }
-    log.evaluation(n, flat)
+    if flat:
+      log.evaluation(n, flat)
     return sets
 
 
@@ -211,7 +212,9 @@ class _Watch:
 
   def _collapse(self, n: int, values: dict[str, float]) -> None:
     c = self._c
-    if "effective_experts" not in values or self._told_collapse or n < c.router.tau_steps / 2:
+    if "effective_experts" not in values or not c.trains.router or self._told_collapse:
+      return
+    if n < c.router.tau_steps / 2:
       return
     if values["effective_experts"] >= c.router.collapse_below * c.experts.count:
       return

@@ -232,10 +232,12 @@ def test_four_questions_are_the_published_ones():
 def test_the_curriculum_goes_from_single_objects_to_all_views():
   problems = acre.Problems("symbolic", "iid", seed=0, n_questions=8, ramp=300)
   views = [world.parse(problems[i][0].prompt)[1] for i in range(330)]
-  simple = [all(len(view.objects) == 1 for view in v) and len(v) > 2 for v in views]
-  # Real with probability index / 300.
-  assert sum(simple[:100]) > 70 > 50 > sum(simple[200:])
-  assert all(len(v) >= 1 + 5 * i // 300 for i, v in enumerate(views[:300]) if not simple[i])
+  simple = [len(v) == 3 and all(len(view.objects) == 1 for view in v) for v in views]
+  assert all(simple[:100])
+  # Then real with probability index / 200 - 1 / 2.
+  assert sum(simple[100:200]) > 60 > 40 > sum(simple[200:])
+  for i, v in enumerate(views[100:300], 100):
+    assert simple[i] or len(v) >= 1 + int(5 * (1.5 * i / 300 - 0.5))
   assert {len(v) for v in views[300:]} == {6}
   # An object in no view is asked about, too.
   asked = {world.parse(e.prompt)[2] for e in problems[0]}

@@ -30,7 +30,7 @@ def data_dir(tmp_path, monkeypatch) -> str:
 @pytest.mark.parametrize("form", ["symbolic", "text"])
 def test_acre_is_stored_in_order(data_dir, form):
   for split in ("iid_train", "comp_test"):
-    expected = [e for i in range(3) for e in acre.examples(form, split, builders.SEED, i, 4, 6)]
+    expected = [e for i in range(3) for e in acre.examples(form, split, builders.SEED, i, 4)]
     loaded = builders.load(f"acre/{form}", split, data_dir)
     assert list(loaded) == expected
     assert loaded[5] == expected[5]  # Without reading the rest.

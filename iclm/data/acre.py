@@ -93,12 +93,11 @@ def draw_views(rng: random.Random, rules: Rules) -> list[View]:
 
 
 def draw_simple_views(rng: random.Random, rules: Rules) -> list[View]:
-  """Draws three to six views of one object each, and one object more that no view shows.
+  """Draws three views of one object each.
 
   Not part of the benchmark: the first lesson of a curriculum, what an object's name refers to.
   """
-  drawn = rng.sample(rules.pool, rng.randint(3, 6))
-  return [View((i,), rng.random() < 0.5) for i in drawn]
+  return [View((i,), rng.random() < 0.5) for i in rng.sample(rules.pool, 3)]
 
 
 def _some(rng: random.Random, objects: list[int], least: int = 0) -> list[int]:
@@ -198,26 +197,29 @@ def examples(
     seed: any integer.
     index: of the problem in its split, >= 0.
     n_questions: at least 1; 4 on six views are the published ones, others are varied.
-    lesson: how far into a curriculum, in [0, 1]. That share of problems is real, the rest simple;
-      a real one shows 1 + 5 * lesson of its six views or more, each number equally likely.
+    lesson: how far into a curriculum, in [0, 1]. That share of problems is real, and shows
+      1 + 5 * lesson of its six views or more, each number equally likely. The rest is simple: one
+      query for each object of three views and for one more, at most n_questions.
 
   Returns:
     Examples of one context; their group is the query type.
   """
   rules = SPLITS[split]
   rng = random.Random(f"{seed}/{split}/{index}")
-  simple = lesson < 1 and rng.random() >= lesson
-  views = draw_simple_views(rng, rules) if simple else draw_views(rng, rules)
-  objects = _objects(views)
-  n_views = len(views) if simple else rng.randint(1 + int(5 * lesson), len(views))
-  if simple:
+  if lesson < 1 and rng.random() >= lesson:
+    views = draw_simple_views(rng, rules)
+    objects = _objects(views)
     objects.append(rng.choice([i for i in rules.pool if i not in objects]))
-  elif n_views < len(views):
-    views = [views[i] for i in sorted(rng.sample(range(len(views)), n_views))]
-  if n_questions == 4 and lesson == 1:
-    queries = published_queries(rng, views, rules.spared)
+    queries = [(i,) for i in rng.sample(objects, min(len(objects), n_questions))]
   else:
-    queries = varied_queries(rng, views, objects, n_questions)
+    views = draw_views(rng, rules)
+    objects = _objects(views)
+    if lesson == 1 and n_questions == 4:
+      queries = published_queries(rng, views, rules.spared)
+    else:
+      n_views = rng.randint(1 + int(5 * lesson), len(views))
+      views = [views[i] for i in sorted(rng.sample(range(len(views)), n_views))]
+      queries = varied_queries(rng, views, objects, n_questions)
   known = world.solve(views)
   answers = world.WORDINGS[form].answers
   return [
@@ -244,7 +246,7 @@ class Problems:
     split: "iid", "comp" or "sys"; of the latter two the training side.
     seed: any integer.
     n_questions: per problem, at least 1; see `examples`.
-    ramp: problems over which `lesson` grows from 0 to 1, see `examples`; 0 is real from the start.
+    ramp: problems of the curriculum: `lesson` is 0 for its first third, and grows to 1 in the rest.
 
   Raises:
     InputError: an attribute is out of its range.
@@ -274,7 +276,7 @@ class Problems:
     index = operator.index(index)
     if not 0 <= index < len(self):
       raise IndexError(f"problem {index} is outside of 0..{len(self) - 1}")
-    lesson = 1.0 if index >= self.ramp else index / self.ramp
+    lesson = 1.0 if index >= self.ramp else max(0.0, 1.5 * index / self.ramp - 0.5)
     split = f"{self.split}_train"
     return examples(self.form, split, self.seed, index, self.n_questions, lesson)
 

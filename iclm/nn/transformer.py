@@ -67,6 +67,19 @@ def _weight(module: nn.Module, name: str, shape: tuple[int, ...], names: tuple, 
   return module.param(name, init, shape, jnp.float32)
 
 
+def equal_qk(layers: dict[str, Any], model: Model) -> dict[str, Any]:
+  """Fresh layers whose keys are the queries of their group's first head.
+
+  A head then attends to tokens that resemble its own from the start, which a task of matching
+  names in context otherwise has to find on a plateau. Source: after Trockman and Kolter 2023
+  (arXiv 2305.09828), who find it in trained models; deviation: equal, without a scale and noise.
+  """
+  q = layers["q"].value
+  grouped = q.reshape(*q.shape[:-1], model.kv_heads, -1, model.head_size)
+  first = grouped[..., 0, :].reshape(layers["k"].value.shape)
+  return layers | {"k": layers["k"].replace_boxed(first)}
+
+
 class RMSNorm(nn.Module):
   """x / rms(x) * gain, in float32."""
 

@@ -1,0 +1,79 @@
+"""Every config of the repository is complete; every mistake is told in one sentence."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from configs import base
+from iclm import config
+from iclm.config import InputError
+
+CONFIGS = sorted(
+  p.stem
+  for p in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
+  if "def get_config" in p.read_text()
+)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_are_complete_and_survive_a_round_trip(name):
+  c = config.from_config_dict(importlib.import_module(f"configs.{name}").get_config())
+  assert config.from_config_dict(config.to_dict(c)) == c
+
+
+@pytest.mark.parametrize(
+  ("change", "sentence"),
+  [
+    ({"experts.count": 3, "mesh.expert": 2}, "3 does not divide over config.mesh.expert = 2"),
+    ({"experts.rank": 999}, "config.experts.rank = 999 is not in 1..config.model.d_model"),
+    ({"model.heads": 3, "model.kv_heads": 2}, "3 is no multiple of config.model.kv_heads = 2"),
+    ({"model.head_size": 7}, "must be even"),
+    ({"model.trunk_layers": 9}, "trunk_layers = 9 is more than"),
+    ({"model.d_ff": 90, "mesh.model": 4}, "90 does not divide over config.mesh.model = 4"),
+    ({"batch_size": 6, "mesh.data": 4}, "6 does not divide"),
+    ({"batch_size": 0}, "must be positive"),
+    ({"router.kind": "gumble"}, "'gumbel'"),
+    ({"router.kind": "kmeans", "router.fit": False}, "needs config.router.fit"),
+    ({"bottleneck.kind": "none"}, "weighs a rate"),
+    ({"experts.invariant": False}, "config.experts.invariant"),
+    ({"data.question": "none"}, "needs config.data.question"),
+    ({"evaluation.best": "iid"}, "'acre_iid'"),
+    ({"trains.only_experts": (7,)}, "names expert 7"),
+    ({"dependence.kind": "joint_mi", "dependence.features": 65}, "64 classes"),
+  ],
+)
+def test_contradictions_are_told(change, sentence):
+  c = base.get_config()
+  c.update_from_flattened_dict(change)
+  with pytest.raises(InputError, match=sentence):
+    config.from_config_dict(c)
+
+
+def test_stray_and_missing_keys_are_told_with_the_nearest():
+  tree = config.to_dict(config.from_config_dict(base.get_config()))
+  tree["router"]["kindd"] = "vq"
+  with pytest.raises(InputError, match=r"config\.router\.kindd .*'kind'"):
+    config.from_config_dict(tree)
+  del tree["router"]["kindd"], tree["router"]["kind"]
+  with pytest.raises(InputError, match=r"config\.router\.kind is missing"):
+    config.from_config_dict(tree)
+
+
+def test_no_config_key_goes_unread():
+  """A key that nothing reads would be a lie: every field's name stands in the code that reads it."""
+  root = pathlib.Path(__file__).parents[1]
+  code = "".join(
+    p.read_text() for d in ("iclm", "experiments") for p in (root / d).rglob("*.py")
+    if p.name != "config.py"
+  )  # fmt: skip
+
+  def keys(tree, where=""):
+    for key, value in tree.items():
+      if where not in ("data.train.", "evaluation.sets."):
+        yield key
+      if hasattr(value, "items"):
+        yield from keys(value, f"{where}{key}.")
+
+  for key in keys(base.get_config()):
+    assert f".{key}" in code or f"\"{key}\"" in code, key
