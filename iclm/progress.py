@@ -1,6 +1,7 @@
 """How a run is watched: a bar or plain lines, metrics.jsonl, and TensorBoard."""
 
 import json
+import math
 import os
 import pathlib
 import sys
@@ -79,12 +80,13 @@ class Log:
     )
 
   def _write(self, step: int, metrics: Mapping[str, float]) -> None:
-    line = json.dumps({"step": step, **metrics})
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    line = json.dumps({"step": step, **dict.fromkeys(metrics), **finite})  # JSON knows no NaN.
     try:
       self._file.write(line + "\n")
       self._file.flush()
       os.fsync(self._file.fileno())
-      for name, value in metrics.items():
+      for name, value in finite.items():
         self._board.add_scalar(name, value, step)
     except OSError as error:
       raise InputError(f"cannot write {self._path}: {error.strerror}") from None

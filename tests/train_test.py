@@ -1,0 +1,223 @@
+"""Runs from end to end: killed, interrupted, damaged, and set against an uninterrupted one."""
+
+import json
+import logging
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base, presets
+from iclm import config, train, workdir
+from iclm.config import InputError
+from iclm.data import mechanisms
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS, EVERY = 24, 4
+
+
+def small_config(data: pathlib.Path, **changes):
+  """A model of a few thousand parameters on a jsonl of the mechanisms task."""
+  c = base.get_config()
+  c.steps, c.batch_size, c.log_every = STEPS, 4, 2
+  c.model = presets.tiny()
+  c.model.update(d_model=16, heads=2, kv_heads=1, head_size=8, d_ff=24, layers=2, trunk_layers=1)
+  c.experts.update(count=2, rank=2, dropout=0.1)
+  c.bottleneck.width = 4
+  c.router.update(width=4, tau_steps=10)
+  c.optimizer.warmup = 3
+  c.dependence.update(given="none", features=8)
+  c.data.train = {"mechanisms": base.source(jsonl=str(data))}
+  c.data.domains = tuple(mechanisms.SURFACES)
+  c.data.update(seq_len=40, question="none", questions_per_row=1)
+  c.data.tokenizer.update(split="words", vocab_size=400)
+  c.evaluation.update(every=12, batch_size=8, best="test")
+  c.evaluation.sets = {"test": base.source(jsonl=str(data), limit=16)}
+  c.checkpoint.update(every=EVERY, keep=3, best=1)
+  c.update_from_flattened_dict(changes)
+  return c
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  path = tmp_path_factory.mktemp("data") / "train.jsonl"
+  lines = []
+  for i in range(60):
+    e = mechanisms.example("iid_train", 0, i)
+    lines.append(json.dumps({"prompt": e.prompt, "answer": e.answer, "domain": e.domain}))
+  path.write_text("\n".join(lines) + "\n")
+  return path
+
+
+def fit(folder, data, **changes):
+  return train.fit(config.from_config_dict(small_config(data, **changes)), folder, "test")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data):
+  """The uninterrupted run."""
+  folder = tmp_path_factory.mktemp("whole") / "run"
+  result = fit(folder, data)
+  return folder, result
+
+
+def metrics_of(folder):
+  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  return [{k: v for k, v in line.items() if not k.startswith("wall/")} for line in lines]
+
+
+def assert_equal(folder, whole):
+  """Parameters and metrics, bit by bit."""
+  expected_folder, expected = whole
+  run = workdir.load_run(folder)
+  assert run.step == STEPS
+  jax.tree.map(np.testing.assert_array_equal, run.params, expected.run.params)
+  assert metrics_of(folder) == metrics_of(expected_folder)
+
+
+def test_a_run_leaves_what_it_promises(whole):
+  folder, result = whole
+  assert not result.interrupted
+  found = json.loads((folder / "results.json").read_text())
+  assert set(found["sets"]) == {"test"} and found["provenance"]["seed"] == 0
+  assert {line["step"] for line in metrics_of(folder)} == set(range(2, STEPS + 1, 2))
+  assert workdir.load_run(folder).step == STEPS
+  assert list((folder / "tensorboard").iterdir())
+
+
+def test_a_finished_run_started_again_trains_no_more(whole, data):
+  folder, result = whole
+  before = metrics_of(folder)
+  again = fit(folder, data)
+  assert again.sets == result.sets
+  jax.tree.map(np.testing.assert_array_equal, again.run.params, result.run.params)
+  assert metrics_of(folder)[: len(before)] == before
+
+
+def test_another_configs_workdir_is_refused(whole, data):
+  folder, _ = whole
+  with pytest.raises(InputError, match=r"another config's run: config\.optimizer\.lr is 0\.001"):
+    fit(folder, data, **{"optimizer.lr": 0.5})
+
+
+def test_a_run_that_starts_from_another_keeps_what_is_frozen(whole, data, tmp_path):
+  folder, result = whole
+  frozen = {"trains.base": False, "trains.invariant": False, "trains.router": False}
+  changes = frozen | {"trains.only_experts": (1,), "checkpoint.init_from": str(folder)}
+  again = fit(tmp_path / "run", data, **changes)
+  before, after = result.run.params, again.run.params
+  for part in ("base", "invariant", "router"):
+    jax.tree.map(np.testing.assert_array_equal, before[part], after[part])
+  for old, new in zip(
+    jax.tree.leaves(before["domain"]), jax.tree.leaves(after["domain"]), strict=True
+  ):
+    np.testing.assert_array_equal(old[0], new[0])
+  moved = jax.tree.map(lambda a, b: bool((a[1] != b[1]).any()), before["domain"], after["domain"])
+  assert any(jax.tree.leaves(moved))
+
+
+def test_non_finite_steps_stop_the_run_with_their_ids(data, tmp_path, capsys):
+  with pytest.raises(train.RunStopped, match=r"3 steps in a row were not finite.*train:\d"):
+    fit(tmp_path / "run", data, **{"optimizer.lr": 1e30, "nonfinite_limit": 3})
+  assert "is not finite and was skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["flip", "truncate"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(whole, tmp_path, what, caplog):
+  folder = shutil.copytree(whole[0], tmp_path / "run")
+  newest = folder / "checkpoints" / str(STEPS)
+  damaged = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+  content = bytearray(damaged.read_bytes())
+  if what == "flip":
+    content[len(content) // 2] ^= 1
+  else:
+    del content[len(content) // 2 :]
+  damaged.write_bytes(content)
+  with caplog.at_level(logging.WARNING):
+    assert workdir.load_run(folder).step == STEPS - EVERY
+  assert damaged.name in caplog.text
+
+
+def command(folder, data, config_file):
+  lines = "import sys; sys.path.insert(0, {!r})\n".format(str(ROOT / "tests"))
+  lines += "from train_test import small_config\nimport pathlib\n"
+  lines += f"get_config = lambda: small_config(pathlib.Path({str(data)!r}))\n"
+  config_file.write_text(lines)
+  return [
+    sys.executable, "-m", "experiments.train", f"--config={config_file}", f"--workdir={folder}",
+  ]  # fmt: skip
+
+
+def start(argv, tmp_path):
+  env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
+  env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT)}
+  return subprocess.Popen(
+    argv, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
+
+
+def n_lines(folder):
+  path = folder / "metrics.jsonl"
+  return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def saving(folder):
+  """Whether a save has begun that no manifest completes yet."""
+  steps = (folder / "checkpoints").glob("*")
+  return any(p.is_dir() and not list(p.rglob("*manifest*")) for p in steps)
+
+
+@pytest.mark.slow
+def test_killed_ten_times_and_bitwise_the_same(data, tmp_path, whole):
+  """Odd kills come during a save, even ones after a random number of logged steps."""
+  folder, rng = tmp_path / "run", random.Random(0)
+  argv = command(folder, data, tmp_path / "killed.py")
+  kills = 0
+  while kills < 10:
+    process = start(argv, tmp_path)
+    base_lines, wanted = n_lines(folder), rng.randint(1, 3)
+    due = lambda: (
+      saving(folder) if kills % 2 else n_lines(folder) >= base_lines + wanted  # noqa: B023
+    )
+    until = time.monotonic() + 120
+    while process.poll() is None and not due() and time.monotonic() < until:
+      time.sleep(0.002)
+    if process.poll() is not None:
+      output = process.communicate()[0]
+      assert process.returncode == 0, output
+      break  # Done before the tenth kill.
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kills += 1
+  process = start(argv, tmp_path)
+  output = process.communicate(timeout=300)[0]
+  assert process.returncode == 0, output
+  assert kills >= 5  # As many as fit into the run.
+  assert_equal(folder, whole)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_resumable(data, tmp_path, whole):
+  folder = tmp_path / "run"
+  argv = command(folder, data, tmp_path / "interrupted.py")
+  process = start(argv, tmp_path)
+  while process.poll() is None and n_lines(folder) < 2:
+    time.sleep(0.005)
+  process.send_signal(signal.SIGTERM)
+  output = process.communicate(timeout=120)[0]
+  assert process.returncode == 143, output
+  assert "the same command goes on" in output
+  saved = workdir.load_run(folder).step
+  assert saved >= 4 and saved < STEPS
+  process = start(argv, tmp_path)
+  output = process.communicate(timeout=300)[0]
+  assert process.returncode == 0, output
+  assert_equal(folder, whole)
