@@ -16,6 +16,10 @@ from iclm import config, train
 
 
 def main(flag: flags.FlagValues) -> int:
+  path = pathlib.Path(config_flags.get_config_filename(flag["config"]))
+  if not path.is_file():
+    there = sorted(map(str, path.parent.glob("*.py")))
+    raise config.InputError(f"there is no config {path}; {config.nearest(str(path), there)}")
   c = config.from_config_dict(flag.config)
   folder = pathlib.Path(flag.workdir)
   result = train.fit(c, folder, "iclm")

@@ -39,10 +39,14 @@ class Log:
   def __enter__(self) -> "Log":
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, kind, *_) -> None:
     self._bar.close()
-    self._board.close()
-    self._file.close()
+    try:
+      self._file.close()
+      self._board.close()
+    except OSError as error:
+      if kind is None:  # Else what went wrong before says it already.
+        raise InputError(f"cannot write {self._path.parent}: {error.strerror}") from None
 
   def advance(self) -> None:
     self._bar.update()

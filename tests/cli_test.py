@@ -1,0 +1,143 @@
+"""The commands as a user types them: what they write, and one sentence for bad input."""
+
+import errno
+import gzip
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import types
+
+import jax
+import pytest
+from train_test import data, fit, whole  # noqa: F401, fixtures.
+
+from experiments import evaluate, study
+from iclm import progress, train, workdir
+from iclm.config import InputError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def asked(folder, out, *paths, draws=0):
+  flag = types.SimpleNamespace(workdir=str(folder), data=list(map(str, paths)), out=str(out))
+  flag.draws = draws
+  return evaluate.main(flag)
+
+
+def write(path, *records):
+  lines = "".join(json.dumps(r) + "\n" for r in records)
+  path.write_bytes(gzip.compress(lines.encode()) if path.suffix == ".gz" else lines.encode())
+  return path
+
+
+def test_evaluate_writes_the_promised_json(whole, data, tmp_path):  # noqa: F811
+  evals = {"input": [{"role": "system", "content": "Apply reverse to (a.b.c.d):"}], "ideal": "d"}
+  chosen = {"prompt": "From 0,1 do sort:", "answer": "0", "choices": ["0", "1"], "domain": "digits"}
+  paths = data, write(tmp_path / "b.jsonl.gz", evals), write(tmp_path / "c.jsonl", chosen, chosen)
+  out = tmp_path / "out.json"
+  assert asked(whole[0], out, *paths, draws=2) == 0
+  sets = json.loads(out.read_text())["sets"]
+  assert [s["path"] for s in sets] == list(map(str, paths))
+  assert [s["n"] for s in sets] == [60, 1, 2]
+  for s in sets:
+    assert s["nll_nats"] > 0 and 0 <= s["accuracy"] <= 1 and s["sampled"]["draws"] == 2
+    assert set(s["streams"]) == set(s["rate_nats"]) == {"invariant", "domain"}
+    assert sum(g["n"] for g in s["by_group"].values()) == s["n"]
+    assert sum(g["n"] for g in s["by_domain"].values()) == s["n"]
+    assert all(abs(sum(r) - 1) < 1e-9 and len(r) == 2 for r in s["routes"].values())
+  assert set(sets[0]["by_domain"]) == {"lower", "upper", "digits", "words", "signs"}
+
+
+@pytest.mark.parametrize(
+  ("content", "told"),
+  [
+    ("", "a.jsonl"),
+    ('{"prompt": "p", "answer": "a"}\n{"prompt": \n', r"a\.jsonl:2: malformed"),
+    ('{"prompt": "p"}\n', "answer"),
+    ('{"prompt": "p", "answer": "a", "choices": ["b"]}\n', "choices"),
+    ('{"prompt": "' + "x " * 400 + '", "answer": "a"}\n', "too_long|seq_len"),
+  ],
+)
+def test_bad_data_is_told_and_nothing_written(whole, tmp_path, content, told):  # noqa: F811
+  path, out = tmp_path / "a.jsonl", tmp_path / "out.json"
+  path.write_text(content)
+  with pytest.raises(InputError, match=told):
+    asked(whole[0], out, path)
+  assert not out.exists()
+
+
+def test_no_run_no_data_no_room_is_told(whole, data, tmp_path):  # noqa: F811
+  with pytest.raises(InputError, match=r"no\.jsonl"):
+    asked(whole[0], tmp_path / "o.json", tmp_path / "no.jsonl")
+  with pytest.raises(InputError, match="no run's workdir"):
+    asked(tmp_path / "nothing", tmp_path / "o.json", data)
+  with pytest.raises(InputError, match="cannot write"):
+    asked(whole[0], tmp_path / "absent" / "o.json", data)
+
+
+def run(*argv, module="experiments.train"):
+  command = [sys.executable, "-m", module, *argv]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("argv", "told"),
+  [
+    (["--config=configs/quickstart.py", "--config.router.knid=vq"], "kind"),
+    (["--config=configs/quickstart.py", "--config.steps=many"], "steps"),
+    (["--config=configs/quikstart.py"], r"quikstart\.py.*configs/quickstart\.py"),
+    (["--config=configs/quickstart.py", "--config.mesh.data=64"], "batch_size|devices"),
+    (["--config=configs/quickstart.py", "--config.experts.rank=999"], "rank = 999"),
+    (["--config=configs/quickstart.py", "--wrokdir=x"], "workdir|wrokdir"),
+    (["stray"], "stray|config"),
+  ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(argv, told, tmp_path):
+  done = run(*argv, f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 2, done.stderr
+  errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+  assert len(errors) == 1 and re.search(told, errors[0]), done.stderr
+  assert "Traceback" not in done.stderr
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_while_logging_is_told(data, tmp_path, monkeypatch):  # noqa: F811
+  def full(_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(progress.os, "fsync", full)
+  with pytest.raises(InputError, match=r"metrics\.jsonl: No space left"):
+    fit(tmp_path / "run", data, steps=4, **{"evaluation.every": 0})
+
+
+def test_a_study_sets_the_plain_base_and_an_update_beside_the_run(data, tmp_path, capsys):  # noqa: F811
+  changes = {
+    "study.plain_base": True,
+    "study.shift.surface": "digits",
+    "study.shift.operation": "reverse",
+    "study.shift.becomes": "rotate",
+    "study.shift.steps": 4,
+    "study.shift.examples": 8,
+    "router.kind": "oracle",
+    "experts.count": 5,
+    "router.fit": False,
+    "loss.balance": 0.0,
+    "loss.zloss": 0.0,
+  }
+  folder = tmp_path / "run"
+  result = fit(folder, data, steps=8, **changes)
+  study.report(result.run.config, folder, result)
+  found = json.loads((folder / "results.json").read_text())
+  update = found["update"]
+  assert update["expert"] == 2  # Domains are lower, upper, digits, ...
+  assert update["models"]["iclm"]["others_max_change_nats"] == 0.0
+  assert update["models"]["plain base"]["others_max_change_nats"] > 0.0
+  n = sum(x.size for x in jax.tree.leaves(result.run.params["domain"]))
+  assert update["models"]["iclm"]["parameters_moved"] == n // 5
+  assert set(found["forced"]) == {"test"} and found["plain_base"]["sets"]
+  assert "largest" in capsys.readouterr().out
+  moved = workdir.load_run(folder / "update" / "iclm")
+  assert moved.config.trains.only_experts == (2,) and isinstance(result, train.Result)
