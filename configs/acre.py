@@ -22,7 +22,7 @@ def get_config():
   c.optimizer.update(lr=3e-3, schedule="wsd", warmup=100, decay=0.3, router_lr=0.1)
   c.data.train = {"acre": base.source(acre=FORM, split="iid", ramp=45_000)}
   c.data.domains = (f"acre_{FORM}",)
-  c.data.update(seq_len=148, questions_per_row=8)  # The longest row there can be.
+  c.data.update(seq_len=160, questions_per_row=8)  # A row needs 156 tokens at most.
   c.data.tokenizer.update(split="numbers", vocab_size=512)
   c.evaluation.update(every=1_000, batch_size=32)
   c.evaluation.sets = {

@@ -355,7 +355,7 @@ def _explaining(path: pathlib.Path):
     code = re.search(r"os_error_code='(\d+)'", str(error))  # Tensorstore's way to say it.
     if code is None and not isinstance(error, OSError):
       raise
-    reason = os.strerror(int(code[1])) if code else error.strerror or error
+    reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or error
     hint = "free some space, or choose a workdir that can be written"
     raise InputError(f"cannot write checkpoint {path}: {reason}; {hint}") from error
 

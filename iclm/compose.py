@@ -104,7 +104,7 @@ def _init_base(decoder: transformer.Decoder, key: Array) -> Any:
   params = decoder.init(key, tokens_BT, tokens_BT, mask_BTT)["params"]
   if decoder.model.qk_init == "equal":
     for name in params.keys() & {"trunk_layers", "upper_layers"}:
-      params[name] = transformer.equal_qk(params[name], decoder.model)
+      params[name] = transformer.equal_qk(dict(params[name]), decoder.model)
   return params
 
 
@@ -162,13 +162,15 @@ def _apply(
   """See `Model`."""
   k_route, k_drop, k_noise = (None,) * 3 if key is None else jax.random.split(key, 3)
   pin = functools.partial(_pin, mesh)
-  call = lambda method, *args: pin(
-    decoder.apply({"params": params["base"]}, *args, method=method)
-  )  # fmt: skip
+
+  def call(method: str, *args: Any) -> Array:
+    called: Any = decoder.apply({"params": params["base"]}, *args, method=method)
+    return pin(called)
+
   shared = transformer.shared(config.model, batch.position_BT, _mask(config, batch), None)
   embedded_BTD = call("embed", batch.tokens_BT)
   x_BTD = call("trunk", embedded_BTD, shared)
-  base_BTD = None
+  base_BTD: Any = None
   if config.combine == "residual" or config.router.reads == "base":
     base_BTD = call("upper", x_BTD, {}, shared)
 
@@ -182,7 +184,8 @@ def _apply(
   state = expert.apply(served.params, run, k_drop)
   said, z, rate = _speak(config, expert, served, state, k_noise, do)
   per_stream = functools.partial(_per_stream, config, served, routed)
-  said_SBTD = per_stream(said).astype(x_BTD.dtype)
+  spoken: Any = per_stream(said)
+  said_SBTD = spoken.astype(x_BTD.dtype)
   if config.bottleneck.kind == "none" and config.combine == "residual":
     said_SBTD = said_SBTD - base_BTD[None]  # The adapters' own effect on the state.
 

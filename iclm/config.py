@@ -147,11 +147,11 @@ class Source:
 
   tfds: str  # Builder and config, e.g. acre/symbolic.
   jsonl: str  # Path, plain or gzip.
-  acre: str  # Form of the endless ACRE generator: symbolic or text.
+  acre: Literal["", "symbolic", "text"]  # Form of the endless ACRE generator.
   split: str
   weight: float  # Of the mixture; ignored by evaluation sets.
   limit: int  # At most so many examples, 0 for all.
-  ramp: int  # Problems over which the endless generator goes from one view to all six.
+  ramp: int  # Problems over which the endless generator goes from simple worlds to all six views.
 
 
 @dataclasses.dataclass(frozen=True)

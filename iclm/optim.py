@@ -148,8 +148,8 @@ def make(
   def init(params):
     return {group: of(group).init(part) for group, part in params.items()}
 
-  def update(grads, state, params):
-    both = {group: of(group).update(g, state[group], params[group]) for group, g in grads.items()}
+  def update(updates: Any, state: Any, params: Any = None):
+    both = {group: of(group).update(g, state[group], params[group]) for group, g in updates.items()}
     return {group: u for group, (u, _) in both.items()}, {g: s for g, (_, s) in both.items()}
 
   return optax.GradientTransformation(init, update)
@@ -179,15 +179,15 @@ def lazy_adamw(
     mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
     return LazyAdamState(jnp.zeros((), jnp.int32), jnp.zeros(n_experts, jnp.int32), mu, nu)
 
-  def update(grads, state, params):
-    n_experts = _n_experts(grads)
+  def update(updates: Any, state: Any, params: Any = None):
+    grads, n_experts = updates, _n_experts(updates)
     named_E = jnp.array([only is None or e in only for e in range(n_experts)])
     some = [jnp.any(g != 0, axis=range(1, g.ndim)) for g in jax.tree.leaves(grads)]
     active_E = functools.reduce(jnp.logical_or, some) & named_E
     count_E = state.count_E + active_E
     n_E = jnp.maximum(count_E, 1)  # An expert that never ran has no bias to correct.
     norm_E = expert_norms(grads)
-    rate = lr(state.step)
+    rate = jnp.asarray(lr(state.step))
 
     def clipped(g):
       norm = _over(norm_E, g)
@@ -216,8 +216,8 @@ def lazy_adamw(
 def freeze() -> optax.GradientTransformation:
   """Moves nothing, allocates nothing. Its update is -0: adding +0 would turn a -0 into +0."""
   init = lambda params: optax.EmptyState()
-  update = lambda grads, state, params=None: (
-    jax.tree.map(lambda g: jnp.full_like(g, -0.0), grads),
+  update = lambda updates, state, params=None: (
+    jax.tree.map(lambda g: jnp.full_like(g, -0.0), updates),
     state,
   )
   return optax.GradientTransformation(init, update)

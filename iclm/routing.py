@@ -7,7 +7,7 @@ batch may have any leading dimensions, so that the same functions route tokens.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +37,10 @@ class _Seen(NamedTuple):
 
   emb_BP: Array
   prototypes_EP: Array
-  scale: ScalarLike
-  key: Array | None
-  hash_B: Array | None
-  domain_B: Array | None
+  scale: Any
+  key: Any  # The last three are None where no kind in use looks at them.
+  hash_B: Any
+  domain_B: Any
 
 
 class _Wish(NamedTuple):
@@ -120,7 +120,7 @@ def temperature(
 ) -> Float[Array, ""]:
   """Falls from start to end by an equal factor per step, then stays; both are above 0."""
   share = jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0.0, 1.0)
-  return start * (end / start) ** share
+  return jnp.asarray(start * (jnp.asarray(end) / start) ** share)
 
 
 def pool(x_BTD: Float[Array, "*B T D"], mask_BT: Shaped[Array, "*B T"]) -> Float[Array, "*B D"]:

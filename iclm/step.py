@@ -123,7 +123,7 @@ class Seen(NamedTuple):
   """What the router saw and did in a step; None for routers that learn nothing."""
 
   index_B: Int[Array, "B"]
-  prompt_BP: Float[Array, "B P"]
+  prompt_BP: Any  # Float[Array, "B P"]
   score_B: Float[Array, "B"]
   row_mask_B: Bool[Array, "B"]
 
@@ -198,7 +198,8 @@ def _dependence(config: Config, output: compose.Output, batch: Batch, key):
   n = min(start_M.size, len(starts_BT) * (config.data.questions_per_row + 1))
   (at_N,) = jnp.nonzero(start_M, size=n, fill_value=0)
   mask_N = jnp.arange(n) < start_M.sum()
-  x_NZ, y_NZ = (z_BTZ.reshape(-1, z_BTZ.shape[-1])[at_N] for z_BTZ in output.messages_SBTZ)
+  messages_SBTZ: Any = output.messages_SBTZ
+  x_NZ, y_NZ = (z_BTZ.reshape(-1, z_BTZ.shape[-1])[at_N] for z_BTZ in messages_SBTZ)
   d = config.dependence
   if d.kind == "joint_mi":
     p_NC, q_NC = (jax.nn.softmax(z_NZ[:, : d.features]) for z_NZ in (x_NZ, y_NZ))

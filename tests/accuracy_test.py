@@ -76,5 +76,3 @@ def test_nothing_to_score_and_long_prompts_are_told(tok):
   long = Example("a " * 40, "u", (), "d", "g", "train/7")
   with pytest.raises(InputError, match="train/7"):
     score(tok, [long], scorer_of({}, set()))
-
-

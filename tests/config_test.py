@@ -61,7 +61,7 @@ def test_stray_and_missing_keys_are_told_with_the_nearest():
 
 
 def test_no_config_key_goes_unread():
-  """A key that nothing reads would be a lie: every field's name stands in the code that reads it."""
+  """A key that nothing reads would be a lie: every name stands in code."""
   root = pathlib.Path(__file__).parents[1]
   code = "".join(
     p.read_text() for d in ("iclm", "experiments") for p in (root / d).rglob("*.py")
@@ -76,4 +76,4 @@ def test_no_config_key_goes_unread():
         yield from keys(value, f"{where}{key}.")
 
   for key in keys(base.get_config()):
-    assert f".{key}" in code or f"\"{key}\"" in code, key
+    assert f".{key}" in code or f'"{key}"' in code, key

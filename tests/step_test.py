@@ -116,9 +116,13 @@ def test_a_non_finite_step_leaves_the_state_and_is_counted(batch):
 def test_accumulation_gives_the_gradient_of_the_whole_batch(batch):
   # Rows have equal numbers of answer tokens here, and no term couples rows; noise is switched off
   # by a zero message width's worth of freedom: the oracle router and a frozen bottleneck.
-  given = {"router__kind": "oracle", "data__domains": ("a", "b", "c"), "loss__balance": 0.0,
-           "loss__zloss": 0.0, "loss__dependence": 0.0, "loss__beta": 0.0, "bottleneck__kind": "none"}  # fmt: skip
-  c = tiny(**given)
+  zero = dict.fromkeys(("balance", "zloss", "dependence", "beta"), 0.0)
+  c = tiny(
+    router__kind="oracle",
+    data__domains=("a", "b", "c"),
+    bottleneck__kind="none",
+    **{f"loss__{name}": weight for name, weight in zero.items()},
+  )
   model = compose.build(c, VOCAB)
   params = {k: v for k, v in start().params.items()}
   for part in ("invariant", "domain"):
@@ -126,7 +130,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(batch):
   grads = {}
   for n in (1, 4):
     loss = functools.partial(step._loss, config=c, model=model, tau=1.0)
-    grads[n], metrics, _ = jax.jit(functools.partial(step._accumulate, loss, n=n))(
+    grads[n], _, _ = jax.jit(functools.partial(step._accumulate, loss, n=n))(
       params, batch, jax.random.key(0)
     )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads[1], grads[4])
@@ -138,32 +142,33 @@ def test_a_weight_that_weighs_nothing_is_refused():
 
 
 SHARDED = """
-import functools, json, sys
+import json
 import jax
-from iclm import compose, optim, sharding, step
-from iclm.config import Mesh
+from iclm import axes, compose, optim, sharding, step
 from tests.conftest import VOCAB, make_batch, tiny
 
-losses, shapes = {}, {}
+found = {}
 for sizes in ((1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)):
-  names = dict(zip(("mesh__data", "mesh__expert", "mesh__model"), sizes))
-  c = tiny(experts__count=4, model__kv_heads=2, fsdp=sizes == (2, 2, 2), steps=20, optimizer__warmup=2, **names)
+  mesh = {f"mesh__{name}": size for name, size in zip(axes.MESH, sizes)}
+  more = {"fsdp": sizes == (2, 2, 2), "steps": 20, "optimizer__warmup": 2}
+  c = tiny(experts__count=4, model__kv_heads=2, **more, **mesh)
   mesh = sharding.make_mesh(c.mesh)
   model, tx = compose.build(c, VOCAB, mesh), optim.from_config(c)
-  state = step.init_state(c, model, tx, mesh, jax.random.key(0))
-  advance = jax.jit(functools.partial(step.train_step, config=c, model=model, tx=tx), donate_argnums=0)
+  state, losses = step.init_state(c, model, tx, mesh, jax.random.key(0)), []
+  advance = step.make_train_step(c, model, tx, mesh)
+  for i in range(20):
+    batch = sharding.put_batch(make_batch(i, 8, 20), mesh)
+    state, metrics = advance(state, batch, jax.random.key(1))
+    losses.append(float(metrics["loss_nats"]))
   shard = lambda x: x.addressable_shards[0].data.shape
-  shapes[str(sizes)] = {
+  found[str(sizes)] = {
+    "losses": losses,
+    "compiled": advance._cache_size(),
     "domain": shard(state.params["domain"]["message"]["out"]),
     "moment": shard(state.opt_state["domain"].mu["message"]["out"]),
     "q": shard(state.params["base"]["upper_layers"]["q"]),
   }
-  row = []
-  for i in range(20):
-    state, metrics = advance(state, sharding.put_batch(make_batch(i, 8, 20), mesh), jax.random.key(1))
-    row.append(float(metrics["loss_nats"]))
-  losses[str(sizes)] = row
-print(json.dumps({"losses": losses, "shapes": shapes}))
+print(json.dumps(found))
 """
 
 
@@ -175,14 +180,14 @@ def test_eight_devices_give_the_losses_of_one_and_hold_their_part_only():
   )
   assert done.returncode == 0, done.stderr[-3000:]
   found = json.loads(done.stdout.splitlines()[-1])
-  one = found["losses"].pop("(1, 1, 1)")
-  for sizes, losses in found["losses"].items():
-    np.testing.assert_allclose(losses, one, rtol=1e-5, err_msg=sizes)
-  shapes = found["shapes"]
+  one = found["(1, 1, 1)"]["losses"]
+  for sizes, run in found.items():
+    np.testing.assert_allclose(run.pop("losses"), one, rtol=1e-5, err_msg=sizes)
+    assert run.pop("compiled") == 1  # The state that comes out is of the kind that goes in.
   # (E, Z, D) = (4, 4, 16) and (layers, D, heads * head size) = (2, 16, 16) on one device.
-  assert shapes["(8, 1, 1)"] == {"domain": [4, 4, 16], "moment": [4, 4, 16], "q": [2, 16, 16]}
-  assert shapes["(2, 4, 1)"] == {"domain": [1, 4, 16], "moment": [1, 4, 16], "q": [2, 16, 16]}
-  assert shapes["(2, 2, 2)"] == {"domain": [2, 4, 16], "moment": [2, 4, 16], "q": [2, 8, 8]}
+  assert found["(8, 1, 1)"] == {"domain": [4, 4, 16], "moment": [4, 4, 16], "q": [2, 16, 16]}
+  assert found["(2, 4, 1)"] == {"domain": [1, 4, 16], "moment": [1, 4, 16], "q": [2, 16, 16]}
+  assert found["(2, 2, 2)"] == {"domain": [2, 4, 16], "moment": [2, 4, 16], "q": [2, 8, 8]}
 
 
 def test_a_mesh_that_does_not_fit_is_refused():

@@ -111,7 +111,7 @@ class Wording(NamedTuple):
   answers: tuple[str, str, str]
 
 
-WORDINGS = {
+WORDINGS: dict[Form, Wording] = {
   "symbolic": Wording(
     "Figure out the pattern in the following examples and apply it to the test case. Your answer"
     " must follow the format of the examples. You can answer 1 if the solution cannot be"

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import grain
 
@@ -76,7 +77,7 @@ def make_tokenizer(data: config.Data, training: grain.MapDataset) -> Tokenizer:
 
 
 def _texts(training: grain.MapDataset, n: int) -> Iterable[str]:
-  groups = (training[i] for i in itertools.count())
+  groups: Iterable[Any] = (training[i] for i in itertools.count())
   for example in itertools.islice(itertools.chain.from_iterable(groups), n):
     yield example.prompt
     yield example.answer

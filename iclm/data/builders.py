@@ -38,6 +38,12 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder):
   # Nothing is downloaded. Looking for the file of URLs takes a package that TFDS does not declare.
   url_infos = None
 
+  @property
+  def config(self) -> SizedConfig:
+    """The config that was asked for."""
+    assert isinstance(self.builder_config, SizedConfig)
+    return self.builder_config
+
   @abc.abstractmethod
   def examples(self, split: str, n: int) -> Iterable[Example]:
     """Yields the examples of a split of size n."""
@@ -54,10 +60,10 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-    return {split: self._generate_examples(split) for split in self.builder_config.sizes}
+    return {split: self._generate_examples(split) for split in self.config.sizes}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    found = self.examples(split, self.builder_config.sizes[split])
+    found = self.examples(split, self.config.sizes[split])
     return enumerate(map(dataclasses.asdict, found))
 
 
@@ -74,8 +80,9 @@ class Acre(ExampleBuilder):
   ]
 
   def examples(self, split: str, n: int) -> Iterable[Example]:
+    form: Any = self.config.name
     for i in range(n):
-      yield from acre.examples(self.builder_config.name, split, SEED, i, n_questions=4)
+      yield from acre.examples(form, split, SEED, i, n_questions=4)
 
 
 class Mechanisms(ExampleBuilder):
@@ -105,7 +112,7 @@ class Stored(Sequence[Example]):
   def __len__(self) -> int:
     return len(self._source)
 
-  def __getitem__(self, index):
+  def __getitem__(self, index) -> Any:
     if isinstance(index, slice):
       found = range(len(self))[index]
       chunks = (found[i : i + _CHUNK] for i in range(0, len(found), _CHUNK))
@@ -148,7 +155,7 @@ def load(builder: str, split: str, data_dir: str) -> Stored:
   kind, config = configs[builder]
   _check(f"split of {builder}", split, config.sizes)
   try:
-    prepared = _prepared(kind, config, data_dir)
+    prepared: Any = _prepared(kind, config, data_dir)
     return Stored(prepared.as_data_source(split=split))
   except OSError as error:
     why = error.strerror or error

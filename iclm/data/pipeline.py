@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 from collections.abc import Generator, Iterator, Sequence
 from concurrent import futures
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import grain
 import numpy as np
@@ -21,6 +21,8 @@ from iclm.data.tokenizer import Tokenizer
 class Batch(NamedTuple):
   """Rows of several questions on one context each; `rows` draws one.
 
+  Arrays of numpy as they are read, of JAX once they are on their devices.
+
   Attributes:
     tokens_BT: ids in [0, V).
     targets_BT: the token that position t predicts; meaningless where `loss_mask_BT` is 0.
@@ -31,13 +33,13 @@ class Batch(NamedTuple):
     domain_B: index in the domain names, -1 when unknown; for evaluation only.
   """
 
-  tokens_BT: Int[np.ndarray, "B T"]
-  targets_BT: Int[np.ndarray, "B T"]
-  segment_BT: Int[np.ndarray, "B T"]
-  position_BT: Int[np.ndarray, "B T"]
-  loss_mask_BT: Float[np.ndarray, "B T"]
-  prompt_mask_BT: Bool[np.ndarray, "B T"]
-  domain_B: Int[np.ndarray, "B"]
+  tokens_BT: Int[Any, "B T"]
+  targets_BT: Int[Any, "B T"]
+  segment_BT: Int[Any, "B T"]
+  position_BT: Int[Any, "B T"]
+  loss_mask_BT: Float[Any, "B T"]
+  prompt_mask_BT: Bool[Any, "B T"]
+  domain_B: Int[Any, "B"]
 
 
 @runtime_checkable
@@ -46,7 +48,7 @@ class Source(Protocol):
 
   def __len__(self) -> int: ...
 
-  def __getitem__(self, index: int) -> list[Example]: ...
+  def __getitem__(self, index: int, /) -> Any: ...
 
 
 def mixture(
@@ -76,7 +78,7 @@ def mixture(
       raise InputError(f"source {i} holds no rows; remove it.")
     if not 0 < weight < float("inf"):
       raise InputError(f"weight {weight} of source {i} must be > 0; remove the source instead.")
-    part = grain.MapDataset.source(source)
+    part = grain.MapDataset.source(cast(Sequence, source))
     if mixed:
       if len(source) > 2**32:
         raise InputError(f"source {i} of {len(source)} rows cannot be shuffled; the most is 2**32.")

@@ -62,7 +62,9 @@ def attention_mask(
   return (causal & (k > 0) & ((k == q) | (k == 1))) | jnp.eye(t, dtype=bool)[None]
 
 
-def _weight(module: nn.Module, name: str, shape: tuple[int, ...], names: tuple, scale: float):
+def _weight(
+  module: nn.Module, name: str, shape: tuple[int, ...], names: tuple, scale: float
+) -> Any:
   init = nn.with_logical_partitioning(nn.initializers.normal(scale), names)
   return module.param(name, init, shape, jnp.float32)
 
@@ -88,7 +90,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     ones = nn.with_logical_partitioning(nn.initializers.ones, (axes.EMBED,))
-    gain_D = self.param("gain", ones, (x.shape[-1],), jnp.float32)
+    gain_D: Any = self.param("gain", ones, (x.shape[-1],), jnp.float32)
     gain = jnp.broadcast_to(gain_D, x.shape)
     return (rms_normalise(x, self.eps) * gain).astype(x.dtype)
 
@@ -149,7 +151,8 @@ class Block(nn.Module):
     if self.dropout > 0 and "key" in layer:
       key = jax.random.fold_in(layer["key"], PROJECTIONS.index(name))
       x_BTD = lora.dropout(key, x_BTD, self.dropout)
-    return y_BTF + lora.delta(x_BTD, *layer[name], shared.weights_BTE)
+    a, b = layer[name]
+    return y_BTF + lora.delta(x_BTD, a, b, shared.weights_BTE)
 
 
 def _rotate(x_BTHK: Array, shared: Shared) -> Array:
@@ -172,15 +175,16 @@ class Decoder(nn.Module):
     m = self.model
     std = m.d_model**-0.5 if m.tied else 1.0  # As a head, its logits start at about unit scale.
     table = nn.with_logical_partitioning(nn.initializers.normal(std), (axes.VOCAB, axes.EMBED))
-    self.embedding = self.param("embedding", table, (self.vocab_size, m.d_model), jnp.float32)
+    self.embedding: Any = self.param("embedding", table, (self.vocab_size, m.d_model), jnp.float32)
     block = nn.remat(Block, prevent_cse=False) if m.remat else Block
 
     def stack(length: int):
+      every: Any = (0, nn.broadcast)  # Adapters per layer; the rest is shared.
       return nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, nn.broadcast),
+        in_axes=every,
         length=length,
         metadata_params={nn.PARTITION_NAME: None},
       )(m, self.dropout)
@@ -193,7 +197,7 @@ class Decoder(nn.Module):
       init = nn.with_logical_partitioning(
         nn.initializers.normal(m.d_model**-0.5), (axes.EMBED, axes.VOCAB)
       )
-      self.head = self.param("head", init, (m.d_model, self.vocab_size), jnp.float32)
+      self.head: Any = self.param("head", init, (m.d_model, self.vocab_size), jnp.float32)
 
   def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     return self.embedding[tokens_BT].astype(jnp.dtype(self.model.dtype))
