@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from iclm import axes, experts, information, routing, sharding
-from iclm.config import Config
+from iclm.config import Config, InputError
 from iclm.data.pipeline import Batch
 from iclm.nn import combine, transformer
 from iclm.routing import Routing
@@ -74,6 +74,24 @@ class Model(NamedTuple):
 
   init: Callable[[Array], Any]
   apply: Callable[..., Output]
+
+
+def check_finite(config: Config, params: Any) -> None:
+  """Where every input meets all experts (block adapters, compute="all"), all must be finite.
+
+  Raises:
+    InputError: names an expert that is not.
+  """
+  if config.experts.kind == "none" or (config.compute == "routed" and not _is_block(config)):
+    return
+  for path, x in jax.tree.leaves_with_path(params["domain"]):
+    bad_E = ~jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1)
+    if bad_E.any():
+      raise InputError(
+        f"expert {int(bad_E.argmax())} is not finite in {jax.tree_util.keystr(path)}, and under "
+        f"config.compute = {config.compute!r}, config.router.kind = {config.router.kind!r} every "
+        "input would feel it"
+      )
 
 
 def streams(config: Config) -> tuple[str, ...]:

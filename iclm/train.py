@@ -87,7 +87,9 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
         sets = evaluate(state.params, log, n)
   train_s = time.monotonic() - begun
   if n == c.steps:
-    results = {"sets": sets, "train_s": train_s, "provenance": workdir.provenance(c)}
+    data = assemble.provenance(training, c.steps * c.batch_size, evaluate.sets)
+    provenance = workdir.provenance(c) | {"data": data}
+    results = {"sets": sets, "train_s": train_s, "provenance": provenance}
     workdir.write_json(folder / "results.json", results)
   return Result(workdir.Run(c, model, state.params, tokenizer, mesh, n), sets, train_s, n < c.steps)
 
@@ -155,13 +157,13 @@ class _Evaluator:
   def __init__(self, c: Config, model: compose.Model, tokenizer: Tokenizer, mesh):
     self._c, self._tokenizer, self._mesh = c, tokenizer, mesh
     self._scorer = accuracy.make_scorer(c, model)
-    self._sets: dict[str, Sequence[Example]] = {
+    self.sets: dict[str, Sequence[Example]] = {
       name: assemble.examples(source, c.data) for name, source in c.evaluation.sets.items()
     }
 
   def __call__(self, params: Any, log: Log, n: int) -> dict[str, Any]:
     sets = {}
-    for name, examples in self._sets.items():
+    for name, examples in self.sets.items():
       args = self._scorer, params, examples, self._tokenizer, self._c, self._mesh
       sets[name] = accuracy.summarise(examples, accuracy.score(*args), self._c)
     flat = {

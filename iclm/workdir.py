@@ -119,7 +119,8 @@ def load_run(workdir: pathlib.Path, sizes: config.Mesh | None = None) -> Run:
     model = compose.build(c, tokenizer.vocab_size, mesh)
     restored = saves.restore(step.abstract_state(c, model, optim.from_config(c), mesh), newest)
   assert restored is not None
-  return Run(c, model, restored.state.params, tokenizer, mesh, newest)
+  compose.check_finite(c, restored.state.params)
+  return Run(c, model, restored.state.params, tokenizer, mesh, restored.step)
 
 
 def checkpoints(workdir: pathlib.Path, c: Config) -> Checkpoints:

@@ -1,21 +1,23 @@
 """From a config's sources to examples, to the tokenizer, to the rows that a run trains on."""
 
 import dataclasses
+import hashlib
 import itertools
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import grain
 
 from iclm import config
 from iclm.config import InputError
-from iclm.data import acre, builders, pipeline, records, rows, tokenizer
+from iclm.data import acre, builders, overlap, pipeline, records, rows, tokenizer
 from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
 
 SPLITS = {"words": tokenizer.WORDS, "numbers": tokenizer.NUMBERS}
 PREFETCH = 4  # Batches prepared ahead.
+MAX_ROWS = 100_000  # Rows of training data that are compared with the evaluation sets.
 
 
 def examples(source: config.Source, data: config.Data) -> Sequence[Example]:
@@ -82,6 +84,25 @@ def _texts(training: grain.MapDataset, n: int) -> Iterable[str]:
     yield example.prompt
     yield example.answer
     yield from example.choices
+
+
+def provenance(
+  training: grain.MapDataset, n_rows: int, sets: Mapping[str, Sequence[Example]]
+) -> dict[str, Any]:
+  """Hashes of the data, and what each evaluation set shares with the rows that were trained on.
+
+  Args:
+    n_rows: how many rows were trained on; of more than `MAX_ROWS` the first are looked at.
+  """
+  n, total = min(n_rows, MAX_ROWS), hashlib.sha256()
+  trained = itertools.chain.from_iterable(training[i] for i in range(n))
+  shared = overlap.measure(overlap.feed(trained, total), sets)
+  return {
+    "rows": n,
+    "train_sha256": total.hexdigest(),
+    "sets_sha256": {name: overlap.digest(found) for name, found in sets.items()},
+    "overlap": {name: found._asdict() for name, found in shared.items()},
+  }
 
 
 def loader(
