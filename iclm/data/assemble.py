@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -78,9 +78,13 @@ def make_tokenizer(data: config.Data, training: grain.MapDataset) -> Tokenizer:
   return tokenizer.train(_texts(training, t.texts), t.vocab_size, SPLITS[t.split])
 
 
+def _flat(training: Any, indices: Iterable[int]) -> Iterator[Example]:
+  """The examples of some rows, in their order."""
+  return itertools.chain.from_iterable(training[i] for i in indices)
+
+
 def _texts(training: grain.MapDataset, n: int) -> Iterable[str]:
-  groups: Iterable[Any] = (training[i] for i in itertools.count())
-  for example in itertools.islice(itertools.chain.from_iterable(groups), n):
+  for example in itertools.islice(_flat(training, itertools.count()), n):
     yield example.prompt
     yield example.answer
     yield from example.choices
@@ -95,8 +99,7 @@ def provenance(
     n_rows: how many rows were trained on; of more than `MAX_ROWS` the first are looked at.
   """
   n, total = min(n_rows, MAX_ROWS), hashlib.sha256()
-  trained = itertools.chain.from_iterable(training[i] for i in range(n))
-  shared = overlap.measure(overlap.feed(trained, total), sets)
+  shared = overlap.measure(overlap.feed(_flat(training, range(n)), total), sets)
   return {
     "rows": n,
     "train_sha256": total.hexdigest(),

@@ -1,0 +1,149 @@
+"""Values that contradict each other; each check is one sentence."""
+
+from iclm.config.errors import InputError, nearest
+from iclm.config.schema import Config
+
+
+def check(c: Config) -> None:
+  """Raises InputError on the first contradiction."""
+  m = c.model
+  _check_ranges(c)
+  _require(
+    m.heads % m.kv_heads == 0,
+    f"config.model.heads = {m.heads} is no multiple of config.model.kv_heads = {m.kv_heads}",
+  )
+  _require(m.head_size % 2 == 0, f"config.model.head_size = {m.head_size} must be even for RoPE")
+  _require(
+    m.trunk_layers <= m.layers,
+    f"config.model.trunk_layers = {m.trunk_layers} is more than config.model.layers = {m.layers}",
+  )
+  _require(
+    m.kernel == "xla" or m.dtype == "bfloat16",
+    "config.model.kernel = 'cudnn' needs config.model.dtype = 'bfloat16'",
+  )
+  for key, size in (("kv_heads", m.kv_heads), ("d_ff", m.d_ff)):
+    _require(
+      size % c.mesh.model == 0,
+      f"config.model.{key} = {size} does not divide over config.mesh.model = {c.mesh.model}",
+    )
+  _require(
+    c.batch_size % (c.accumulate * c.mesh.data * c.mesh.expert) == 0,
+    f"config.batch_size = {c.batch_size} does not divide into config.accumulate = {c.accumulate} "
+    f"micro-batches over {c.mesh.data * c.mesh.expert} devices (mesh.data x mesh.expert)",
+  )
+  if c.experts.kind != "none":
+    _check_experts(c)
+  _check_data(c)
+
+
+def _check_ranges(c: Config) -> None:
+  positive = {
+    "steps": c.steps,
+    "batch_size": c.batch_size,
+    "accumulate": c.accumulate,
+    "log_every": c.log_every,
+    "nonfinite_limit": c.nonfinite_limit,
+    "mesh.data": c.mesh.data,
+    "mesh.expert": c.mesh.expert,
+    "mesh.model": c.mesh.model,
+    "model.layers": c.model.layers,
+    "model.d_model": c.model.d_model,
+    "model.heads": c.model.heads,
+    "model.kv_heads": c.model.kv_heads,
+    "model.head_size": c.model.head_size,
+    "model.d_ff": c.model.d_ff,
+    "optimizer.lr": c.optimizer.lr,
+    "optimizer.clip": c.optimizer.clip,
+    "data.seq_len": c.data.seq_len,
+    "data.questions_per_row": c.data.questions_per_row,
+    "evaluation.batch_size": c.evaluation.batch_size,
+    "checkpoint.keep": c.checkpoint.keep,
+    "router.tau_start": c.router.tau_start,
+    "router.tau_end": c.router.tau_end,
+    "router.width": c.router.width,
+  }
+  for key, value in positive.items():
+    _require(value > 0, f"config.{key} = {value} must be positive")
+  _require(
+    0 <= c.experts.dropout < 1, f"config.experts.dropout = {c.experts.dropout} is not in [0, 1)"
+  )
+  _require(c.model.trunk_layers >= 0, f"config.model.trunk_layers = {c.model.trunk_layers} < 0")
+
+
+def _check_experts(c: Config) -> None:
+  e, m = c.experts, c.model
+  _require(e.count > 0, f"config.experts.count = {e.count}; the plain base is experts.kind='none'")
+  _require(
+    e.count % c.mesh.expert == 0,
+    f"config.experts.count = {e.count} does not divide over config.mesh.expert = {c.mesh.expert}",
+  )
+  _require(
+    0 < e.rank <= m.d_model,
+    f"config.experts.rank = {e.rank} is not in 1..config.model.d_model = {m.d_model}",
+  )
+  _require(len(e.projections) > 0, "config.experts.projections is empty: name at least one, e.g. q")
+  _require(
+    m.trunk_layers < m.layers,
+    f"config.model.trunk_layers = {m.trunk_layers} leaves no layer for the experts' adapters",
+  )
+  _require(
+    c.bottleneck.kind == "none" or c.bottleneck.width > 0,
+    f"config.bottleneck.width = {c.bottleneck.width} must be positive",
+  )
+  _require(
+    c.loss.beta == 0 or c.bottleneck.kind != "none",
+    f"config.loss.beta = {c.loss.beta} weighs a rate, but config.bottleneck.kind = 'none' has none",
+  )
+  _require(
+    c.loss.dependence == 0 or (c.dependence.kind != "none" and e.invariant),
+    f"config.loss.dependence = {c.loss.dependence} needs config.dependence.kind other than 'none' "
+    "and config.experts.invariant = True",
+  )
+  _require(
+    c.dependence.kind != "joint_mi" or c.dependence.features <= 64,
+    f"config.dependence.features = {c.dependence.features} is more than joint_mi's 64 classes",
+  )
+  _require(
+    c.router.kind != "kmeans" or c.router.fit,
+    "config.router.kind = 'kmeans' needs config.router.fit = True",
+  )
+  _require(
+    c.router.kind != "oracle" or len(c.data.domains) <= e.count,
+    f"config.router.kind = 'oracle' has {len(c.data.domains)} domains (config.data.domains) for "
+    f"config.experts.count = {e.count}",
+  )
+  _require(
+    c.router.level == "input" or c.compute == "routed",
+    "config.router.level = 'token' has no config.compute = 'all'",
+  )
+  for i in c.trains.only_experts:
+    _require(
+      0 <= i < e.count,
+      f"config.trains.only_experts names expert {i}, but experts are 0..{e.count - 1}",
+    )
+
+
+def _check_data(c: Config) -> None:
+  _require(len(c.data.train) > 0, "config.data.train names no source")
+  for group, sources in (("data.train", c.data.train), ("evaluation.sets", c.evaluation.sets)):
+    for name, s in sources.items():
+      given = [k for k in ("tfds", "jsonl", "acre") if getattr(s, k)]
+      _require(
+        len(given) == 1,
+        f"config.{group}.{name} must give exactly one of tfds, jsonl and acre, not {given or 0}",
+      )
+  _require(
+    c.data.question == "last_line" or c.data.questions_per_row == 1,
+    f"config.data.questions_per_row = {c.data.questions_per_row} needs "
+    "config.data.question = 'last_line'",
+  )
+  _require(
+    not c.evaluation.best or c.evaluation.best in c.evaluation.sets,
+    f"config.evaluation.best = {c.evaluation.best!r} is no evaluation set: "
+    + nearest(c.evaluation.best, c.evaluation.sets),
+  )
+
+
+def _require(holds: bool, sentence: str) -> None:
+  if not holds:
+    raise InputError(sentence)

@@ -1,0 +1,231 @@
+"""Every key that the library reads, with its unit or meaning.
+
+No defaults: `configs/base.py` holds every key with its value, and variants change values only.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """Devices along each axis; the product is the number of devices used."""
+
+  data: int
+  expert: int
+  model: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """The base language model: a decoder of the Llama family."""
+
+  layers: int
+  trunk_layers: int  # The lowest ones carry no adapters and run once for router and streams.
+  d_model: int
+  heads: int
+  kv_heads: int
+  head_size: int
+  d_ff: int
+  rope_theta: float
+  norm_eps: float
+  tied: bool  # The head is the transposed embedding.
+  qk_init: Literal["independent", "equal"]  # equal: a fresh head attends to tokens like its own.
+  attention: Literal["causal", "prefix"]  # prefix: bidirectional over the shared context.
+  kernel: Literal["xla", "cudnn"]  # cudnn needs a GPU and bfloat16.
+  dtype: Literal["float32", "bfloat16"]  # Of the matmuls; softmax, norms, losses stay float32.
+  remat: bool  # Recompute each layer in the backward pass.
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+  """The domain experts, and the invariant one that is always on."""
+
+  kind: Literal["lora", "none"]  # none: the plain base, without router, experts, bottleneck.
+  count: int
+  invariant: bool
+  rank: int
+  alpha: float  # The adapters' product is scaled by alpha / rank.
+  dropout: float
+  projections: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Router:
+  """Which domain expert an input goes to; it reads the prompt only."""
+
+  kind: Literal["gumbel", "vq", "kmeans", "soft", "hard", "random", "uniform", "oracle"]
+  level: Literal["input", "token"]  # token: a baseline, exempt from the isolation promises.
+  reads: Literal["embed", "trunk", "base"]  # Token embeddings, trunk states, final base states.
+  detach: bool  # The router's gradient stops before the base.
+  width: int  # Of the projection in which the prototypes live.
+  scale: float  # Nats per unit of mean squared distance to a prototype.
+  fit: bool  # Prototypes start at the k-means of the first prompts' embeddings.
+  straight_through: bool
+  gradient: Literal["chosen", "all"]
+  tau_start: float
+  tau_end: float
+  tau_steps: int
+  usage_decay: float  # Per step, of the running share of inputs per expert.
+  revive_below: float  # In units of the balanced share 1/E; 0 never revives.
+  collapse_below: float  # Effective number of experts over E; 0 never warns.
+  collapse_stops: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Bottleneck:
+  """What an expert passes on."""
+
+  kind: Literal["gaussian", "none"]
+  width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Dependence:
+  """The statistic of the invariant and the domain message that is penalised."""
+
+  kind: Literal["hsic", "joint_mi", "none"]
+  given: Literal["none", "label", "domain"]
+  features: int  # Random Fourier features; for joint_mi the number of message classes (<= 64).
+  classes: int  # At most so many labels are conditioned on in a batch: the most frequent ones.
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """Weights of the terms; the answer's cross-entropy has weight 1."""
+
+  beta: float  # Rate of the messages, per nat.
+  dependence: float
+  balance: float  # Switch's load balance, 1 when even.
+  zloss: float  # Squared logsumexp of the router's logits.
+  codebook: float  # Of the vq kind: pulls codes to prompts,
+  commitment: float  # and prompts to codes.
+  aux: float  # Cross-entropy of each stream alone.
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  lr: float
+  schedule: Literal["constant", "cosine", "wsd"]
+  warmup: int  # Steps.
+  decay: float  # Share of the steps over which wsd decays.
+  end: float  # Final learning rate over the peak.
+  b1: float
+  b2: float
+  eps: float
+  weight_decay: float
+  clip: float  # Norm per group; the domain experts are clipped one by one.
+  router_lr: float  # Over lr.
+
+
+@dataclasses.dataclass(frozen=True)
+class Trains:
+  """Which parameters move; what does not is bitwise still."""
+
+  base: bool
+  invariant: bool
+  router: bool
+  domain: bool
+  combine: bool  # The head of the concat combine.
+  only_experts: tuple[int, ...]  # Empty: all of them.
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where examples come from; exactly one of tfds, jsonl and acre is not empty."""
+
+  tfds: str  # Builder and config, e.g. acre/symbolic.
+  jsonl: str  # Path, plain or gzip.
+  acre: Literal["", "symbolic", "text"]  # Form of the endless ACRE generator.
+  split: str
+  weight: float  # Of the mixture; ignored by evaluation sets.
+  limit: int  # At most so many examples, 0 for all.
+  ramp: int  # Problems over which the endless generator goes from simple worlds to all six views.
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  path: str  # A tokenizer.json; empty: train one on the training data.
+  vocab_size: int
+  split: Literal["words", "numbers"]
+  texts: int  # Examples that it is trained on.
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  dir: str  # Where TFDS keeps what it prepared.
+  train: Mapping[str, Source]
+  domains: tuple[str, ...]  # Names, in the order of the oracle router's experts.
+  seq_len: int
+  question: Literal["none", "last_line"]
+  questions_per_row: int
+  loss: Literal["answer", "all"]
+  too_long: Literal["error", "truncate_left"]
+  tokenizer: Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  every: int  # Steps, 0 only at the end.
+  batch_size: int
+  draws: int  # Of the messages, for the accuracy of the sampled channel.
+  sets: Mapping[str, Source]
+  best: str  # The set whose accuracy ranks the checkpoints.
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  every: int  # Steps, 0 only at the end.
+  keep: int
+  best: int  # Kept besides the newest.
+  init_from: str  # A run's folder whose parameters this run starts from; empty: fresh.
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+  """The partial update at the end: a surface's operation comes to mean another one."""
+
+  surface: str  # Empty: no update.
+  operation: str
+  becomes: str
+  examples: int
+  steps: int
+  lr: float  # Of the expert's retraining,
+  base_lr: float  # and of the plain base's fine-tuning.
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """What `experiments.train` does after the run itself."""
+
+  plain_base: bool  # Train the plain base alike.
+  shift: Shift
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One run. Every key stands in `configs/base.py`."""
+
+  seed: int
+  steps: int
+  batch_size: int  # Rows per step, over all devices.
+  accumulate: int  # Micro-batches per step.
+  log_every: int
+  nonfinite_limit: int  # Skipped steps in a row after which the run stops.
+  combine: Literal["residual", "logits", "concat", "probas"]
+  compute: Literal["routed", "all"]  # all: every expert on every input, as the paper does.
+  mesh: Mesh
+  fsdp: bool  # Base weights and their moments are also split over the data axis.
+  model: Model
+  experts: Experts
+  router: Router
+  bottleneck: Bottleneck
+  dependence: Dependence
+  loss: Loss
+  optimizer: Optimizer
+  trains: Trains
+  data: Data
+  evaluation: Evaluation
+  checkpoint: Checkpoint
+  study: Study
