@@ -42,7 +42,9 @@ def _parse(argv: list[str]) -> list[str]:
   """Unknown flags, misspelt keys, wrong types and broken config files are bad input."""
   try:
     rest = flags.FLAGS(argv)
-    logging.set_verbosity(logging.WARNING)  # TFDS and orbax tell much.
+    # TFDS and orbax tell much, and what goes wrong there is raised.
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().setLevel("CRITICAL")
     return rest
   except flags.Error as error:
     sentence = str(error)
