@@ -48,7 +48,7 @@ def _show(sets: list[dict]) -> None:
   for s in sets:
     groups = ", ".join(f"{k} {v['accuracy']:.3f}" for k, v in s["by_group"].items())
     numbers = f"{s['accuracy']:.4f}", f"{s['exact_match']:.4f}", f"{s['nll_nats']:.4f}"
-    table.add_row(s["path"], str(s["n"]), *numbers, groups)
+    table.add_row("/".join(pathlib.Path(s["path"]).parts[-3:]), str(s["n"]), *numbers, groups)
   rich.console.Console().print(table)
 
 

@@ -188,7 +188,12 @@ def _show_update(console, c: Config, update: dict[str, Any]) -> None:
   s = c.study.shift
   title = f"Update: {s.operation!r} of surface {s.surface} now means {s.becomes!r}"
   table = rich.table.Table(
-    "model", "parameters moved", "shifted", "other surfaces, all sets", "largest change there", title=title
+    "model",
+    "parameters moved",
+    "shifted",
+    "other surfaces, all sets",
+    "largest change there",
+    title=title,
   )
   for name, u in update["models"].items():
     moved = f"{u['parameters_moved']:,}" + (

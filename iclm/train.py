@@ -83,8 +83,8 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
             watch.finish()
             best = sets[c.evaluation.best]["accuracy"] if evaluated and c.evaluation.best else None
             saves.save(n, state, meta, best)
-      if n == c.steps and not sets:  # It was complete already.
-        sets = evaluate(state.params, log, n)
+      if n == c.steps and not sets:  # It was complete already, and its log is.
+        sets = evaluate(state.params, None, n)
   train_s = time.monotonic() - begun
   if n == c.steps:
     data = assemble.provenance(training, c.steps * c.batch_size, evaluate.sets)
@@ -161,7 +161,7 @@ class _Evaluator:
       name: assemble.examples(source, c.data) for name, source in c.evaluation.sets.items()
     }
 
-  def __call__(self, params: Any, log: Log, n: int) -> dict[str, Any]:
+  def __call__(self, params: Any, log: Log | None, n: int) -> dict[str, Any]:
     sets = {}
     for name, examples in self.sets.items():
       args = self._scorer, params, examples, self._tokenizer, self._c, self._mesh
@@ -171,7 +171,7 @@ class _Evaluator:
       for name, found in sets.items()
       for key in ("accuracy", "nll_nats")
     }
-    if flat:
+    if flat and log:
       log.evaluation(n, flat)
     return sets
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import VOCAB, build, fresh, jitted, make_batch, tiny
 
 from iclm import axes, compose, losses
-from tests.conftest import VOCAB, build, fresh, jitted, make_batch, tiny
 
 COMBINES = ("residual", "logits", "concat", "probas")
 ALONE = {"loss__dependence": 0.0, "experts__invariant": False}

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import VOCAB, tiny
 
 from iclm import compose, optim, sharding, step
 from iclm.config import InputError, Mesh
-from tests.conftest import VOCAB, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 
