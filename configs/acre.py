@@ -2,6 +2,9 @@
 
   python -m experiments.train --config=configs/acre.py --workdir=runs/acre
 
+Result (seed 0, two shared cores, 70 minutes, commit 6478110), real validation files, exact match:
+IID 0.914, Comp 0.898, Sys 0.905; indirect 0.755, 0.785, 0.696.
+
 Three things together leave the plateau at which objects are not yet told apart: problems of a few
 views of one object each at first, many questions per context, and prefix attention.
 """
