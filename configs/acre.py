@@ -1,12 +1,12 @@
-"""ACRE in symbolic form, from the generator, on two cores in an hour.
+"""ACRE in symbolic form, from the generator, on two cores.
 
   python -m experiments.train --config=configs/acre.py --workdir=runs/acre
 
 Result (seed 0, two shared cores, 70 minutes, commit 6478110), real validation files, exact match:
 IID 0.914, Comp 0.898, Sys 0.905; indirect 0.755, 0.785, 0.696.
 
-Three things together leave the plateau at which objects are not yet told apart: problems of a few
-views of one object each at first, many questions per context, and prefix attention.
+Against the plateau at which objects are not yet told apart: three views of one object each at
+first, many questions per context, prefix attention, and heads that attend to their like.
 """
 
 from configs import base, presets
@@ -25,7 +25,7 @@ def get_config():
   c.optimizer.update(lr=3e-3, schedule="wsd", warmup=100, decay=0.3, router_lr=0.1)
   c.data.train = {"acre": base.source(acre=FORM, split="iid", ramp=45_000)}
   c.data.domains = (f"acre_{FORM}",)
-  c.data.update(seq_len=160, questions_per_row=8)  # A row needs 156 tokens at most.
+  c.data.update(seq_len=160, questions_per_row=8)  # The longest row met needs 149.
   c.data.tokenizer.update(split="numbers", vocab_size=512)
   c.evaluation.update(every=1_000, batch_size=32)
   c.evaluation.sets = {

@@ -72,8 +72,9 @@ def _weight(
 def equal_qk(layers: dict[str, Any], model: Model) -> dict[str, Any]:
   """Fresh layers whose keys are the queries of their group's first head.
 
-  A head then attends to tokens that resemble its own from the start, which a task of matching
-  names in context otherwise has to find on a plateau. Source: after Trockman and Kolter 2023
+  A head then attends to tokens that resemble its own from the start. Measured once each: on ACRE's
+  simplest problems the plateau ended some 50 steps earlier of 300; the base of the quickstart came
+  to 0.63 instead of 0.94. Source: after Trockman and Kolter 2023
   (arXiv 2305.09828), who find it in trained models; deviation: equal, without a scale and noise.
   """
   q = layers["q"].value
