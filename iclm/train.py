@@ -102,7 +102,7 @@ def _tokenizer(c: Config, folder: pathlib.Path, training) -> Tokenizer:
   if c.checkpoint.init_from:
     made = workdir.load_run(pathlib.Path(c.checkpoint.init_from)).tokenizer
   else:
-    made = assemble.make_tokenizer(c.data, training)
+    made = assemble.make_tokenizer(c, training)
   workdir.write_text(path, made.to_json())
   return made
 

@@ -49,6 +49,13 @@ def test_numbers_leave_what_lies_between_in_one_piece():
   assert pieces(WORDS, "] -> ") == ["]", " ", "->", " "]
 
 
+def test_sentences_that_come_back_word_for_word_are_one_piece():
+  said = ["A red cube is visible. ", "The light is on.\n"]
+  made = tokenizer_lib.train(["".join(said), "[5] -> 0\n"] * 3, 400, tokenizer_lib.SENTENCES)
+  assert pieces(made, "".join(said * 2)) == said * 2
+  assert pieces(made, "[5] -> 0\n") == ["[", "5", "] -> ", "0", "\n"]
+
+
 def test_every_byte_is_there_and_a_smaller_vocabulary_is_refused():
   tokenizer = tokenizer_lib.train([], 259, tokenizer_lib.WORDS)
   assert tokenizer.vocab_size == 259  # 3 specials and 256 bytes: no merge.

@@ -148,7 +148,7 @@ class Source:
 class Tokenizer:
   path: str  # A tokenizer.json; empty: train one on the training data.
   vocab_size: int
-  split: Literal["words", "numbers"]
+  split: Literal["words", "numbers", "sentences"]
   texts: int  # Examples that it is trained on.
 
 

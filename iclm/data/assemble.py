@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import pathlib
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,11 @@ from iclm.data import acre, builders, overlap, pipeline, records, rows, tokenize
 from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
 
-SPLITS = {"words": tokenizer.WORDS, "numbers": tokenizer.NUMBERS}
+SPLITS = {
+  "words": tokenizer.WORDS,
+  "numbers": tokenizer.NUMBERS,
+  "sentences": tokenizer.SENTENCES,
+}
 PREFETCH = 4  # Batches prepared ahead.
 MAX_ROWS = 100_000  # Rows of training data that are compared with the evaluation sets.
 
@@ -70,12 +75,18 @@ def training_rows(c: config.Config) -> grain.MapDataset:
   return pipeline.mixture(sources, weights, c.seed, [not s.acre for s in c.data.train.values()])
 
 
-def make_tokenizer(data: config.Data, training: grain.MapDataset) -> Tokenizer:
-  """The tokenizer of a file, or a small one trained on the first of the training examples."""
-  if data.tokenizer.path:
-    return tokenizer.load(pathlib.Path(data.tokenizer.path).expanduser())
-  t = data.tokenizer
-  return tokenizer.train(_texts(training, t.texts), t.vocab_size, SPLITS[t.split])
+def make_tokenizer(c: config.Config, training: grain.MapDataset) -> Tokenizer:
+  """The tokenizer of a file, or a small one trained on random rows of the run.
+
+  Not on its first rows, because a curriculum holds back what later ones are about.
+  """
+  t = c.data.tokenizer
+  if t.path:
+    return tokenizer.load(pathlib.Path(t.path).expanduser())
+  rng, n_rows = random.Random(c.seed), c.steps * c.batch_size
+  indices = (rng.randrange(n_rows) for _ in itertools.count())
+  found = itertools.islice(_flat(training, indices), t.texts)
+  return tokenizer.train(_texts(found), t.vocab_size, SPLITS[t.split])
 
 
 def _flat(training: Any, indices: Iterable[int]) -> Iterator[Example]:
@@ -83,8 +94,8 @@ def _flat(training: Any, indices: Iterable[int]) -> Iterator[Example]:
   return itertools.chain.from_iterable(training[i] for i in indices)
 
 
-def _texts(training: grain.MapDataset, n: int) -> Iterable[str]:
-  for example in itertools.islice(_flat(training, itertools.count()), n):
+def _texts(examples: Iterable[Example]) -> Iterator[str]:
+  for example in examples:
     yield example.prompt
     yield example.answer
     yield from example.choices

@@ -17,6 +17,8 @@ from iclm.data import records
 WORDS = r"\p{N}+| ?\p{L}+|\s+|[^\p{L}\p{N}\s]+"
 # Numbers, and all that stands between two of them in one piece: fixed phrases become one token.
 NUMBERS = r"\p{N}+"
+# Numbers and whole sentences: what a text says over and over, word for word, becomes one token.
+SENTENCES = r"\p{N}+|\p{L}[^.\p{N}]*\.\s?"
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
@@ -109,7 +111,7 @@ def train(texts: Iterable[str], vocab_size: int, split: str) -> Tokenizer:
     texts: what to count pairs in.
     vocab_size: upper limit, at least 259 (3 special tokens, 256 bytes); little text yields less.
     split: regular expression (Oniguruma); merges never cross the border of a match. What lies
-      between two matches is one piece. `WORDS` and `NUMBERS` are good ones.
+      between two matches is one piece. `WORDS`, `NUMBERS` and `SENTENCES` are good ones.
 
   Returns:
     The tokenizer; <pad> has id 0, <bos> 1, <eos> 2.
