@@ -69,6 +69,7 @@ def get_config() -> config_dict.ConfigDict:
       "aux": 0.0,
     },
     optimizer={
+      "kind": "adamw",
       "lr": 1e-3,
       "schedule": "cosine",
       "warmup": 100,

@@ -1,5 +1,7 @@
 """Which parameters move, and how far: AdamW per group of parameters, one by one per domain expert.
 
+The matrices of the base's layers may go by Muon instead (`kind`).
+
 Groups are the top-level keys of the parameter tree. Each group is its own optimizer with its own
 clip norm, so that no group feels another one's gradient; the experts of "domain" (every leaf with
 the expert axis first) are moreover independent of each other:
@@ -7,18 +9,20 @@ the expert axis first) are moreover independent of each other:
 - an expert without a gradient in a step keeps parameters, moments and step count bitwise;
 - it is clipped by its own norm, and its bias correction counts its own steps.
 
-Source: Loshchilov and Hutter 2019 (arXiv 1711.05101) for AdamW. Deviation: laziness is per expert.
+Source: Loshchilov and Hutter 2019 (arXiv 1711.05101) for AdamW; Liu et al. 2025 (arXiv 2502.16982)
+for Muon, by optax. Deviation: laziness is per expert.
 `optax.adamw` would move an idle expert by its momentum and its weight decay.
 """
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+from optax import contrib
 
 from iclm import axes
 from iclm.config import Config, InputError, nearest
@@ -28,6 +32,8 @@ GROUPS = ("base", axes.INVARIANT, axes.DOMAIN, "router", "combine")
 # Parts of a leaf's name that exempt it from weight decay. Names, because ranks mislead: stacked
 # over layers or experts, a gain looks like a matrix, and prototypes are one.
 UNDECAYED = ("gain", "scale", "bias", "prototypes")
+
+ADAM_RMS = 0.2  # Of an update over the learning rate, as Liu et al. find it for AdamW.
 
 
 class LazyAdamState(NamedTuple):
@@ -46,6 +52,7 @@ def from_config(config: Config) -> optax.GradientTransformation:
   if trains.domain and trains.only_experts:
     moves["domain"] = trains.only_experts
   return make(
+    kind=o.kind,
     lr=schedule(o.schedule, lr=o.lr, warmup=o.warmup, steps=config.steps, decay=o.decay, end=o.end),
     b1=o.b1,
     b2=o.b2,
@@ -100,6 +107,7 @@ def schedule(
 
 def make(
   *,
+  kind: Literal["adamw", "muon"],
   lr: optax.Schedule,
   b1: float,
   b2: float,
@@ -112,7 +120,9 @@ def make(
   """AdamW per group; apply its updates with `apply_updates` of this module.
 
   Args:
+    kind: what moves the base; all else goes by AdamW. See `muon`.
     lr: of the global step.
+    b1: decay of the momentum, under either kind.
     weight_decay: decoupled, times the learning rate; on matrices alone (see `UNDECAYED`).
     clip: largest gradient norm of a group, and of each single domain expert; inf for none.
     lr_scale: group -> factor of its learning rate.
@@ -142,8 +152,11 @@ def make(
       return lazy_adamw(rate, b1, b2, eps, weight_decay, clip, None if moves is True else moves)
     if moves is not True:
       raise InputError(f"trainable[{group!r}] = {moves!r} must be True or False")
-    adamw = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decayed)
-    return optax.chain(optax.clip_by_global_norm(clip), adamw)
+    if group == "base" and kind == "muon":
+      moved = muon(rate, b1, b2, eps, weight_decay)
+    else:
+      moved = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decayed)
+    return optax.chain(optax.clip_by_global_norm(clip), moved)
 
   def init(params):
     return {group: of(group).init(part) for group, part in params.items()}
@@ -153,6 +166,31 @@ def make(
     return {group: u for group, (u, _) in both.items()}, {g: s for g, (_, s) in both.items()}
 
   return optax.GradientTransformation(init, update)
+
+
+def muon(
+  lr: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: float
+) -> optax.GradientTransformation:
+  """Muon for the matrices of stacked layers, Adam without weight decay for all else.
+
+  An update has the RMS that AdamW's tends to have, so that one learning rate serves both.
+  """
+
+  def matrices(params):
+    layers_in_out = contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,))
+    of = lambda path, x: layers_in_out if x.ndim == 3 and _decays(path) else None
+    return jax.tree_util.tree_map_with_path(of, params)
+
+  return contrib.muon(
+    lr,
+    beta=b1,
+    eps=eps,
+    weight_decay=weight_decay,
+    adam_b1=b1,
+    adam_b2=b2,
+    muon_weight_dimension_numbers=matrices,
+    consistent_rms=ADAM_RMS,
+  )
 
 
 def lazy_adamw(

@@ -56,9 +56,11 @@ def shardings_of(boxed: Any, mesh: Mesh, *, fsdp: bool) -> Any:
   """
   table = rules(fsdp)
 
-  def one(leaf: Any) -> NamedSharding:
+  def one(leaf: Any) -> Any:
     if not isinstance(leaf, nn.LogicallyPartitioned):
       return NamedSharding(mesh, PartitionSpec())
+    if not hasattr(leaf.value, "shape"):  # Masked by the optimizer: an empty box.
+      return leaf.value
     spec = [None if name is None else table[name] for name in leaf.names]
     for size, axis in zip(leaf.value.shape, spec, strict=True):
       if axis is not None and size % mesh.shape[axis]:

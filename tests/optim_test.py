@@ -21,6 +21,7 @@ N_EXPERTS = 3
 
 def build(**changes):
   settings = dict(
+    kind="adamw",
     lr=optax.constant_schedule(0.1),
     b1=0.9,
     b2=0.99,
@@ -104,6 +105,36 @@ def test_bias_correction_counts_the_experts_own_steps():
   np.testing.assert_allclose(params["domain"]["w"][1], -0.1, rtol=1e-5)
   np.testing.assert_array_equal(state["domain"].count_E, [3, 1])
   assert state["domain"].step == 3
+
+
+def test_muon_turns_the_gradient_of_every_layer_into_an_orthogonal_move():
+  # The move is 0.1 * 0.2 * sqrt(5) times a (4, 5) matrix; five Newton-Schulz iterations take its
+  # singular values to about 0.68..1.13. It does not know how large another layer's gradient is.
+  tx, params, grads = build(kind="muon", weight_decay=0.0), tree(0), tree(1)
+  up = grads["base"]["upper_layers"]["up"]
+  loud = grads | {"base": {"upper_layers": grads["base"]["upper_layers"] | {"up": up.at[1].mul(9)}}}
+  moves = []
+  for given in (grads, loud):
+    after, _ = step(tx)(params, tx.init(params), given)
+    move = jax.tree.map(jnp.subtract, after["base"], params["base"])["upper_layers"]
+    values = jnp.linalg.svd(move["up"] / (0.1 * 0.2 * math.sqrt(5)), compute_uv=False)
+    assert ((0.6 < values) & (values < 1.3)).all()
+    assert (
+      jnp.sign(move["norm"]["gain"]) == -jnp.sign(given["base"]["upper_layers"]["norm"]["gain"])
+    ).all()
+    moves.append(move["up"])
+  np.testing.assert_allclose(moves[0][0], moves[1][0], rtol=1e-3, atol=1e-5)
+
+
+def test_muon_leaves_all_but_the_base_to_adamw():
+  params, grads = tree(0), tree(1)
+  muon, adamw = (build(kind=kind) for kind in ("muon", "adamw"))
+  a, b = (step(tx)(params, tx.init(params), grads)[0] for tx in (muon, adamw))
+  for group in ("invariant", "domain", "router", "combine"):
+    same_bits(a[group], b[group])
+  frozen = build(kind="muon", trainable=ALL | {"base": False})
+  after, _ = step(frozen)(params, frozen.init(params), grads)
+  same_bits(params["base"], after["base"])
 
 
 @pytest.mark.parametrize("clip", [0.3, math.inf])

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -30,6 +31,13 @@ def test_names_go_where_the_rules_say():
 def test_unknown_names_raise():
   with pytest.raises(KeyError, match="embd"):
     spec(boxed("embd", None))
+
+
+def test_what_the_optimizer_masks_has_no_place():
+  masked = {"x": nn.LogicallyPartitioned(optax.MaskedNode(), (axes.EMBED,)), "y": boxed(None, None)}
+  mesh = sharding.make_mesh(Mesh(data=1, expert=1, model=1))
+  placed = sharding.shardings_of(masked, mesh, fsdp=False)
+  assert jax.tree.structure(placed) == jax.tree.structure(sharding.unbox(masked))
 
 
 def test_the_mesh_has_its_axes_in_order_and_batches_arrive_whole():

@@ -106,6 +106,7 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
+  kind: Literal["adamw", "muon"]  # Of the base's layers; all else goes by AdamW.
   lr: float
   schedule: Literal["constant", "cosine", "wsd"]
   warmup: int  # Steps.
