@@ -7,27 +7,26 @@
 The manifest is written last and alone makes a step complete: orbax restores flipped bits without a
 word. A save fills `<step>.new` and is renamed when it is complete, so that replacing a step never
 leaves the disk without a good one; `<step>.new` with a manifest counts as the step, should the
-process die in between. Of what is deleted, the manifest goes first. Local file systems only.
+process die in between. Local file systems only.
 """
 
 import concurrent.futures
 import contextlib
-import hashlib
 import json
 import logging
 import math
 import os
 import pathlib
 import re
-import shutil
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
+from iclm import manifest
 from iclm.config import InputError
 
-_MANIFEST, _META, _STATE, _NEW = "manifest.json", "meta.json", "state", ".new"
+_META, _STATE, _NEW = "meta.json", "state", ".new"
 _STEP = re.compile(r"(0|[1-9]\d*)(\.new)?")
 _log = logging.getLogger(__name__)
 
@@ -115,7 +114,7 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """Complete steps, rising. Complete is not yet verified: see `newest`."""
-    return sorted({step for step in self._names() if (self._path(step) / _MANIFEST).exists()})
+    return sorted({step for step in self._names() if (self._path(step) / manifest.NAME).exists()})
 
   def newest(self) -> int | None:
     """The newest step of which every file is as it was written; None where there is no checkpoint.
@@ -127,7 +126,7 @@ class Checkpoints:
     """
     steps, why = self.steps(), None
     for step in reversed(steps):
-      why = problem(self._path(step))
+      why = manifest.problem(self._path(step))
       if why is None:
         return step
       self._bad.add(step)
@@ -160,10 +159,10 @@ class Checkpoints:
       step = self.newest()
       if step is None:
         return None
-    elif (why := problem(self._existing(step))) is not None:
+    elif (why := manifest.problem(self._existing(step))) is not None:
       raise InputError(f"checkpoint {self._path(step)} is bad: {why}")
     path = self._path(step)
-    _check_leaves(path, read_manifest(path)["leaves"], _leaves(abstract_state))
+    _check_leaves(path, manifest.read(path)["leaves"], _leaves(abstract_state))
     args = ocp.args.StandardRestore(jax.tree.map(_placed, abstract_state))
     state = self._orbax.restore(path / _STATE, args=args)
     return Restored(step, state, json.loads((path / _META).read_bytes()))
@@ -176,7 +175,7 @@ class Checkpoints:
     """
     path = self._existing(step)
     try:
-      why = _file_problem(path, _META, read_manifest(path)["files"][_META])
+      why = manifest.file_problem(path, _META, manifest.read(path)["files"][_META])
     except ValueError as error:
       why = str(error)
     if why is not None:
@@ -190,7 +189,7 @@ class Checkpoints:
       self._bad.discard(about["step"])
       if jax.process_index() == 0:
         (target / _META).write_text(meta)
-        write_manifest(target, about)
+        manifest.write(target, about)
         self._settle()
         self._retain(about["step"])
 
@@ -198,13 +197,13 @@ class Checkpoints:
     """Gives a complete `<step>.new` its name, and removes an incomplete one, which takes space."""
     for step in self._names():
       new, final = self._directory / f"{step}{_NEW}", self._directory / str(step)
-      if (new / _MANIFEST).exists():
-        _remove(final)
+      if (new / manifest.NAME).exists():
+        manifest.remove(final)
         new.rename(final)
-        _sync(self._directory)
-        _sync(self._directory.parent)
+        manifest.sync(self._directory)
+        manifest.sync(self._directory.parent)
       else:
-        _remove(new)
+        manifest.remove(new)
 
   def _retain(self, saved: int) -> None:
     """Removes what is neither new, best nor `saved`, which is the one step known to be good."""
@@ -212,14 +211,14 @@ class Checkpoints:
     ranked = self._ranked(good)
     kept = {saved, *good[-self._keep :], *ranked[max(len(ranked) - self._best, 0) :]}
     for step in self._names() - kept:
-      _remove(self._directory / str(step))
+      manifest.remove(self._directory / str(step))
 
   def _ranked(self, steps: list[int]) -> list[int]:
     """Those with a metric, worst first."""
     metrics = {}
     for step in steps:
       try:
-        metrics[step] = read_manifest(self._path(step))["metric"]
+        metrics[step] = manifest.read(self._path(step))["metric"]
       except ValueError:
         continue  # A bad manifest is no claim to a place among the best.
     has = [step for step in metrics if metrics[step] is not None]
@@ -234,7 +233,7 @@ class Checkpoints:
 
   def _path(self, step: int) -> pathlib.Path:
     new = self._directory / f"{step}{_NEW}"
-    return new if (new / _MANIFEST).exists() else self._directory / str(step)
+    return new if (new / manifest.NAME).exists() else self._directory / str(step)
 
   def _existing(self, step: int) -> pathlib.Path:
     steps = self.steps()
@@ -269,83 +268,6 @@ def _placed(leaf: Any) -> Any:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
 
-def _files(path: pathlib.Path) -> set[str]:
-  """Every file below, but for the manifest."""
-  every = (pathlib.Path(root, f) for root, _, files in os.walk(path) for f in files)
-  return {str(file.relative_to(path)) for file in every} - {_MANIFEST}
-
-
-def write_manifest(path: pathlib.Path, about: dict[str, Any]) -> None:
-  """Flushes every file of a directory to the disk, then puts its manifest in place.
-
-  Args:
-    about: what the manifest holds besides the files; must survive JSON.
-  """
-  files = {}
-  for name in _files(path):
-    with open(path / name, "rb") as file:
-      os.fsync(file.fileno())
-      digest = hashlib.file_digest(file, "sha256").hexdigest()
-      files[name] = {"sha256": digest, "size": file.tell()}
-  for root, _, _ in os.walk(path):
-    _sync(root)
-  body = about | {"files": files}
-  temporary = path / f"{_MANIFEST}.tmp"
-  with open(temporary, "w") as file:
-    file.write(_dumps(body | {"sha256": _digest(body)}))
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path / _MANIFEST)
-  _sync(path)
-
-
-def read_manifest(path: pathlib.Path) -> dict[str, Any]:
-  """The manifest of a directory. Raises ValueError where one byte is not as it was written."""
-  try:
-    text = (path / _MANIFEST).read_text()
-    manifest = json.loads(text)
-    body = {key: value for key, value in manifest.items() if key != "sha256"}
-    if text == _dumps(manifest) and manifest["sha256"] == _digest(body):
-      return manifest
-  except (OSError, ValueError, AttributeError, KeyError) as error:
-    raise ValueError(f"{_MANIFEST} cannot be read ({error})") from error
-  raise ValueError(f"{_MANIFEST} is not as it was written")
-
-
-def problem(path: pathlib.Path) -> str | None:
-  """What is wrong with a directory that has a manifest, naming the file; None where it is good."""
-  try:
-    expected, found = read_manifest(path)["files"], _files(path)
-  except ValueError as error:
-    return str(error)
-  for name in sorted(found - expected.keys()):
-    return f"{name} is not in the manifest"
-  problems = (_file_problem(path, name, entry) for name, entry in sorted(expected.items()))
-  return next((problem for problem in problems if problem is not None), None)
-
-
-def _file_problem(path: pathlib.Path, name: str, entry: dict[str, Any]) -> str | None:
-  try:
-    with open(path / name, "rb") as file:
-      size = os.fstat(file.fileno()).st_size
-      if size != entry["size"]:
-        return f"{name} has {size} bytes where {entry['size']} were written"
-      if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-        return f"the SHA-256 of {name} is not that of what was written"
-  except OSError as error:
-    return f"{name} cannot be read ({error.strerror})"
-  return None
-
-
-def _remove(path: pathlib.Path) -> None:
-  """The manifest first: what is half deleted must not look complete."""
-  if not path.exists():
-    return
-  (path / _MANIFEST).unlink(missing_ok=True)
-  _sync(path)
-  shutil.rmtree(path)
-
-
 @contextlib.contextmanager
 def _explaining(path: pathlib.Path):
   """InputError where the operating system refused; any other error is a bug, and stays one."""
@@ -358,20 +280,3 @@ def _explaining(path: pathlib.Path):
     reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or error
     hint = "free some space, or choose a workdir that can be written"
     raise InputError(f"cannot write checkpoint {path}: {reason}; {hint}") from error
-
-
-def _sync(directory: str | os.PathLike) -> None:
-  """Makes the names in a directory durable."""
-  descriptor = os.open(directory, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
-
-
-def _dumps(body: dict[str, Any]) -> str:
-  return json.dumps(body, indent=1, sort_keys=True)
-
-
-def _digest(body: dict[str, Any]) -> str:
-  return hashlib.sha256(_dumps(body).encode()).hexdigest()
