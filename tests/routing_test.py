@@ -314,11 +314,10 @@ def test_usage_is_a_moving_average_of_shares():
   np.testing.assert_array_equal(routing.update_usage(usage_E, index_B, jnp.zeros(5), 0.8), usage_E)
 
 
-def test_collapse_is_few_effective_experts():
+def test_effective_experts_count_those_in_use():
   np.testing.assert_allclose(routing.effective_experts(jnp.full(4, 0.25)), 4.0, rtol=1e-6)
   np.testing.assert_allclose(routing.effective_experts(jnp.array([1.0, 0.0, 0.0])), 1.0)
-  assert routing.collapsed(jnp.array([0.99, 0.01, 0.0, 0.0]), 1.5)
-  assert not routing.collapsed(jnp.array([0.5, 0.5, 0.0, 0.0]), 1.5)
+  np.testing.assert_allclose(routing.effective_experts(jnp.array([0.5, 0.5, 0.0])), 2.0)
 
 
 def test_the_dead_move_to_the_worst_served_places():

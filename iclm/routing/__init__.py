@@ -3,13 +3,12 @@
 from iclm.routing.kinds import GIVEN, LEARNED, Routing, route, temperature
 from iclm.routing.prompt import hash_tokens, pool
 from iclm.routing.prototypes import fit_kmeans, revive
-from iclm.routing.usage import collapsed, effective_experts, update_usage
+from iclm.routing.usage import effective_experts, update_usage
 
 __all__ = [
   "GIVEN",
   "LEARNED",
   "Routing",
-  "collapsed",
   "effective_experts",
   "fit_kmeans",
   "hash_tokens",

@@ -1,8 +1,8 @@
-"""How evenly the experts are used, and whether the routes collapsed."""
+"""How evenly the experts are used."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, ScalarLike, Shaped
+from jaxtyping import Array, Float, Int, ScalarLike, Shaped
 
 
 def update_usage(
@@ -21,11 +21,6 @@ def effective_experts(usage_E: Float[Array, "E"]) -> Float[Array, ""]:
   """The exponential of the usage's entropy: E when all serve alike, 1 when one serves all."""
   share_E = usage_E / usage_E.sum()
   return jnp.exp(-jax.scipy.special.xlogy(share_E, share_E).sum())
-
-
-def collapsed(usage_E: Float[Array, "E"], threshold: ScalarLike) -> Bool[Array, ""]:
-  """Whether fewer than `threshold` experts, in (1, E], are effectively in use."""
-  return effective_experts(usage_E) < threshold
 
 
 def masked_mean(x_BE, row_mask_B) -> Float[Array, "E"]:
