@@ -14,7 +14,7 @@ SPLITS = ("iid_val", "comp_published", "sys_published")
 
 def get_config():
   c = base.get_config()
-  c.steps = 14_000
+  c.steps = 13_000
   c.batch_size = 16
   c.model = presets.tiny()
   c.model.update(layers=5, trunk_layers=4, attention="prefix", rope_theta=1e6, qk_init="equal")
@@ -22,7 +22,7 @@ def get_config():
   c.router.update(reads="embed", detach=True, scale=32.0)
   c.optimizer.update(kind="muon", lr=3e-3, b1=0.95, schedule="wsd", warmup=100, decay=0.3)
   c.optimizer.router_lr = 0.1
-  c.data.train = {form: base.source(acre=form, split="iid", ramp=12_000) for form in FORMS}
+  c.data.train = {form: base.source(acre=form, split="iid", ramp=30_000) for form in FORMS}
   c.data.domains = tuple(f"acre_{form}" for form in FORMS)
   c.data.update(seq_len=136, questions_per_row=8)  # The longest of 40,000 rows needs 124.
   c.data.tokenizer.update(split="sentences", vocab_size=1_024)
