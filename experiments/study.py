@@ -81,7 +81,8 @@ def _update(c: Config, folder: pathlib.Path, result: train.Result, plain) -> dic
   """One surface's operation comes to mean another: its expert alone is retrained, beside the plain
   base fine-tuned on the same examples."""
   s = c.study.shift
-  shift = functools.partial(mechanisms.shift, s.surface, s.operation, s.becomes, seed=c.seed)
+  task = mechanisms.TASKS["default"]
+  shift = functools.partial(mechanisms.shift, task, s.surface, s.operation, s.becomes, seed=c.seed)
   tests = shift(part="test", n=N_TEST)
   others = [
     e

@@ -10,17 +10,15 @@ import pytest
 from iclm.config import InputError
 from iclm.data import acre, builders, mechanisms
 
-SIZES = {
-  builders.Acre: dict.fromkeys(acre.SPLITS, 3),
-  builders.Mechanisms: dict.fromkeys(mechanisms.SPLITS, 40),
-}
+SIZES = {builders.Acre: 3, builders.Mechanisms: 40}  # Of every split.
+DEFAULT = mechanisms.TASKS["default"]
 
 
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch) -> str:
   """A folder that is not there yet, and builders of a few examples."""
-  for kind, sizes in SIZES.items():
-    tiny = [dataclasses.replace(c, sizes=sizes) for c in kind.BUILDER_CONFIGS]
+  for kind, n in SIZES.items():
+    tiny = [dataclasses.replace(c, sizes=dict.fromkeys(c.sizes, n)) for c in kind.BUILDER_CONFIGS]
     monkeypatch.setattr(kind, "BUILDER_CONFIGS", tiny)
     # TFDS keeps this dict by class.
     monkeypatch.setattr(kind, "builder_configs", {c.name: c for c in tiny})
@@ -39,18 +37,29 @@ def test_acre_is_stored_in_order(data_dir, form):
     assert len(loaded) == 12
 
 
-def test_mechanisms_are_stored_in_order(data_dir):
-  for split in mechanisms.SPLITS:
-    expected = [mechanisms.example(split, builders.SEED, i) for i in range(40)]
-    assert list(builders.load("mechanisms/default", split, data_dir)) == expected
+@pytest.mark.parametrize("name", mechanisms.TASKS)
+def test_mechanisms_are_stored_in_order(data_dir, name):
+  task = mechanisms.TASKS[name]
+  for split in mechanisms.splits(task):
+    expected = [mechanisms.example(task, split, builders.SEED, i) for i in range(40)]
+    assert list(builders.load(f"mechanisms/{name}", split, data_dir)) == expected
   with pytest.raises(IndexError):
-    builders.load("mechanisms/default", "iid_val", data_dir)[40]
+    builders.load(f"mechanisms/{name}", "iid_val", data_dir)[40]
 
 
 def test_configs_hold_every_split_of_their_generator():
-  for kind, generator in ((builders.Acre, acre), (builders.Mechanisms, mechanisms)):
-    for config in kind.BUILDER_CONFIGS:
-      assert set(config.sizes) == set(generator.SPLITS)
+  for config in builders.Acre.BUILDER_CONFIGS:
+    assert set(config.sizes) == set(acre.SPLITS)
+  for config in builders.Mechanisms.BUILDER_CONFIGS:
+    assert set(config.sizes) == set(mechanisms.splits(mechanisms.TASKS[config.name]))
+  assert [config.name for config in builders.Mechanisms.BUILDER_CONFIGS] == list(mechanisms.TASKS)
+
+
+def test_the_quickstart_has_as_many_examples_as_were_published():
+  default = builders.Mechanisms.BUILDER_CONFIGS[0]
+  assert default.sizes == {
+    "iid_train": 20_000, "iid_val": 2_000, "iid_test": 2_000, "unseen_pairs": 2_000
+  }  # fmt: skip
 
 
 def test_preparing_is_done_once_and_says_nothing(data_dir, monkeypatch, capfd):
@@ -63,13 +72,14 @@ def test_preparing_is_done_once_and_says_nothing(data_dir, monkeypatch, capfd):
 def test_of_two_that_prepare_at_once_both_succeed(data_dir, monkeypatch):
   original, fresh = mechanisms.example, [True]
 
-  def example(split, seed, index):
+  def example(task, split, seed, index):
     if fresh.pop() if fresh else False:  # Amid preparing: another one begins and is faster.
       assert len(builders.load("mechanisms/default", "iid_val", data_dir)) == 40
-    return original(split, seed, index)
+    return original(task, split, seed, index)
 
   monkeypatch.setattr(mechanisms, "example", example)
-  assert builders.load("mechanisms/default", "iid_val", data_dir)[7] == original("iid_val", 0, 7)
+  stored = builders.load("mechanisms/default", "iid_val", data_dir)[7]
+  assert stored == original(DEFAULT, "iid_val", 0, 7)
   assert not fresh
   (version,) = pathlib.Path(data_dir, "mechanisms", "default").iterdir()
   assert version.name == "1.0.0"  # What the slower one wrote is gone.
@@ -78,15 +88,16 @@ def test_of_two_that_prepare_at_once_both_succeed(data_dir, monkeypatch):
 def test_one_that_is_interrupted_leaves_nothing_to_be_taken_for_data(data_dir, monkeypatch):
   original = mechanisms.example
 
-  def example(split, seed, index):
+  def example(task, split, seed, index):
     if split == "iid_test":
       raise KeyboardInterrupt
-    return original(split, seed, index)
+    return original(task, split, seed, index)
 
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(mechanisms, "example", example)
     builders.load("mechanisms/default", "iid_val", data_dir)
-  assert builders.load("mechanisms/default", "iid_test", data_dir)[3] == original("iid_test", 0, 3)
+  stored = builders.load("mechanisms/default", "iid_test", data_dir)[3]
+  assert stored == original(DEFAULT, "iid_test", 0, 3)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +108,8 @@ def test_one_that_is_interrupted_leaves_nothing_to_be_taken_for_data(data_dir, m
     ("mechanism/default", "iid_train", "'mechanisms/default'"),
     ("acre/text", "comp_publishd", "'comp_published'"),
     ("mechanisms/default", "unseen", "'unseen_pairs'"),
+    ("mechanisms/ful", "iid_train", "'mechanisms/full'"),
+    ("mechanisms/full", "unseen_composition", "'unseen_compositions'"),
   ],
 )
 def test_an_unknown_name_is_told_with_the_nearest(data_dir, builder, split, near):

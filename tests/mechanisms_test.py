@@ -1,6 +1,5 @@
-"""Tests of the mechanisms family: operations by hand, and factors that are crossed as promised."""
+"""Tests of the mechanisms family: operations and surfaces by hand, a solver, what was published."""
 
-import collections
 import dataclasses
 import hashlib
 import itertools
@@ -8,13 +7,13 @@ import json
 import re
 
 import pytest
+import tokenizers
+from tokenizers import pre_tokenizers
 
 from iclm.config import InputError
-from iclm.data import mechanisms
+from iclm.data import mechanisms, tokenizer
 
-EXAMPLES = {
-  split: [mechanisms.example(split, 0, i) for i in range(600)] for split in mechanisms.SPLITS
-}
+DEFAULT, FULL, HARD = (mechanisms.TASKS[name] for name in ("default", "full", "hard"))
 
 # Published figures rest on these examples: 600 of each split, 300 of the quickstart's shift. A hash
 # is renewed only with the version of the builder.
@@ -26,166 +25,182 @@ GOLDEN = {
   "shift": "14fe9ca1d814389b3fa610844bf4ae36e5aff12208ddc71406d7d53a72d81062",
 }
 
+# What operations make of the ranks 3 7 0 9 of ten.
+BY_HAND = {
+  "reverse": (9, 0, 7, 3),
+  "rotate": (7, 0, 9, 3),  # One to the left: the first goes last.
+  "swap": (9, 7, 0, 3),  # The ends change places.
+  "weave": (3, 9, 7, 0),  # First, last, second, last but one.
+  "sort": (0, 3, 7, 9),
+  "successor": (4, 8, 1, 0),  # 3+1, 7+1, 0+1, and 9 is followed by the first.
+  "opposite": (6, 2, 9, 0),  # 9-3, 9-7, 9-0, 9-9.
+  "antipode": (8, 2, 5, 4),  # 3+5, 7+5-10, 0+5, 9+5-10.
+  "sort then reverse": (9, 7, 3, 0),  # Of 0 3 7 9.
+  "rotate then successor": (8, 1, 0, 4),  # Of 7 0 9 3.
+  "successor then sort": (0, 1, 4, 8),  # Of 4 8 1 0.
+  "opposite then swap": (0, 2, 9, 6),  # Of 6 2 9 0.
+}
+# The prompts on those ranks, and their answers in the order above.
+WRITTEN = {
+  "lower": (
+    "Apply {} to (d.h.a.j):",
+    "j.a.h.d|h.a.j.d|j.h.a.d|d.j.h.a|a.d.h.j|e.i.b.a|g.c.j.a|i.c.f.e"
+    "|j.h.d.a|i.b.a.e|a.b.e.i|a.c.j.g",
+  ),
+  "upper": (
+    "[N-R-K-T] under {} is:",
+    "T-K-R-N|R-K-T-N|T-R-K-N|N-T-R-K|K-N-R-T|O-S-L-K|Q-M-T-K|S-M-P-O"
+    "|T-R-N-K|S-L-K-O|K-L-O-S|K-M-T-Q",
+  ),
+  "digits": (
+    "From 3,7,0,9 do {}:",
+    "9,0,7,3|7,0,9,3|9,7,0,3|3,9,7,0|0,3,7,9|4,8,1,0|6,2,9,0|8,2,5,4"
+    "|9,7,3,0|8,1,0,4|0,1,4,8|0,2,9,6",
+  ),
+  "words": (
+    "Given <dog/hen/ant/jay>, find its {}:",
+    "jay/ant/hen/dog|hen/ant/jay/dog|jay/hen/ant/dog|dog/jay/hen/ant|ant/dog/hen/jay"
+    "|elk/ibis/bee/ant|gnu/cat/jay/ant|ibis/cat/fox/elk"
+    "|jay/hen/dog/ant|ibis/bee/ant/elk|ant/bee/elk/ibis|ant/cat/jay/gnu",
+  ),
+  "signs": (
+    "Using {}, turn % = ! @ into ",
+    "@ ! = %|= ! @ %|@ = ! %|% @ = !|! % = @|& ? # !|+ $ @ !|? $ * &"
+    "|@ = % !|? # ! &|! # & ?|! $ @ +",
+  ),
+  "greek": (
+    'Let {} act on "δ;θ;α;κ":',
+    "κ;α;θ;δ|θ;α;κ;δ|κ;θ;α;δ|δ;κ;θ;α|α;δ;θ;κ|ε;ι;β;α|η;γ;κ;α|ι;γ;ζ;ε"
+    "|κ;θ;δ;α|ι;β;α;ε|α;β;ε;ι|α;γ;κ;η",
+  ),
+  "blend": (
+    "Given [d-h-a-j] do {}:",
+    "j-a-h-d|h-a-j-d|j-h-a-d|d-j-h-a|a-d-h-j|e-i-b-a|g-c-j-a|i-c-f-e"
+    "|j-h-d-a|i-b-a-e|a-b-e-i|a-c-j-g",
+  ),
+}
+
+
+def examples(task, split: str, n: int) -> list:
+  return [mechanisms.example(task, split, 0, i) for i in range(n)]
+
 
 def test_the_published_examples_stay_as_they_are():
-  shifted = mechanisms.shift("digits", "reverse", "rotate", "train", 0, 300)
-  for name, examples in (EXAMPLES | {"shift": shifted}).items():
-    lines = "".join(json.dumps(dataclasses.asdict(e)) + "\n" for e in examples)
+  found = {split: examples(DEFAULT, split, 600) for split in mechanisms.splits(DEFAULT)}
+  found["shift"] = mechanisms.shift(DEFAULT, "digits", "reverse", "rotate", "train", 0, 300)
+  for name in GOLDEN.keys() | found:
+    lines = "".join(json.dumps(dataclasses.asdict(e)) + "\n" for e in found[name])
     assert hashlib.sha256(lines.encode()).hexdigest() == GOLDEN[name], name
 
 
-def operation_of(example) -> str:
-  return example.group.split("/")[1]
+def test_operations_by_hand():
+  for words, expected in BY_HAND.items():
+    assert mechanisms.apply(words.split(" then "), (3, 7, 0, 9), 10) == expected
+  assert {word for words in BY_HAND for word in words.split(" then ")} == {*mechanisms.OPERATIONS}
+  # In an alphabet of eight: 7 is followed by the first; 7-3, 7-7, 7-0; 3+4, 7+4-8, 0+4.
+  assert mechanisms.apply(["successor"], (3, 7, 0), 8) == (4, 0, 1)
+  assert mechanisms.apply(["opposite"], (3, 7, 0), 8) == (4, 0, 7)
+  assert mechanisms.apply(["antipode"], (3, 7, 0), 8) == (7, 3, 4)
+  # Five places: first, last, second, fourth, third.
+  assert mechanisms.apply(["weave"], (5, 6, 7, 8, 9), 10) == (5, 9, 6, 8, 7)
 
 
-def sequence_of(example) -> tuple[int, ...]:
-  """The ranks of the prompt's sequence, found without the generator's own words."""
-  alphabet, separator, phrasing = mechanisms.SURFACES[example.domain]
-  before, after = phrasing.format(operation=operation_of(example), sequence="|").split("|")
-  shown = example.prompt.removeprefix(before).removesuffix(after)
-  return tuple(alphabet.index(symbol) for symbol in shown.split(separator))
-
-
-@pytest.mark.parametrize(
-  ("operation", "expected"),
-  [
-    ("reverse", (9, 0, 7, 3)),
-    ("rotate", (7, 0, 9, 3)),  # One to the left: the first goes last.
-    ("swap", (9, 7, 0, 3)),  # The ends change places.
-    ("sort", (0, 3, 7, 9)),
-    ("successor", (4, 8, 1, 0)),  # 3+1, 7+1, 0+1, and 9 is followed by the first.
-    ("opposite", (6, 2, 9, 0)),  # 9-3, 9-7, 9-0, 9-9.
-  ],
-)
-def test_operations_by_hand(operation, expected):
-  assert mechanisms.apply(operation, (3, 7, 0, 9)) == expected
+@pytest.mark.parametrize("surface", mechanisms.SURFACES)
+def test_surfaces_by_hand(surface):
+  alphabet, separator, phrasing = mechanisms.SURFACES[surface]
+  prompt, answers = WRITTEN[surface]
+  write = lambda ranks: separator.join(alphabet[i] for i in ranks)
+  for (words, ranks), answer in zip(BY_HAND.items(), answers.split("|"), strict=True):
+    assert phrasing.format(operation=words, sequence=write((3, 7, 0, 9))) == prompt.format(words)
+    assert write(ranks) == answer
+    assert mechanisms.solve(prompt.format(words), 10, {}) == answer
 
 
 def test_an_operation_is_of_places_iff_it_commutes_with_renaming():
   sequence, renamed = (3, 7, 0, 9, 5), [4, 0, 8, 6, 1, 9, 3, 2, 5, 7]
   for operation in mechanisms.OPERATIONS:
-    first = mechanisms.apply(operation, [renamed[i] for i in sequence])
-    last = tuple(renamed[i] for i in mechanisms.apply(operation, sequence))
+    first = mechanisms.apply([operation], [renamed[i] for i in sequence], 10)
+    last = tuple(renamed[i] for i in mechanisms.apply([operation], sequence, 10))
     assert (first == last) == (mechanisms.kind_of(operation) == "position")
 
 
-@pytest.mark.parametrize(
-  ("surface", "prompt", "answer"),
-  [
-    ("lower", "Apply reverse to (a.b.c.d):", "d.c.b.a"),
-    ("upper", "[K-L-M-N] under reverse is:", "N-M-L-K"),
-    ("digits", "From 0,1,2,3 do reverse:", "3,2,1,0"),
-    ("words", "Given <ant/bee/cat/dog>, find its reverse:", "dog/cat/bee/ant"),
-    ("signs", "Using reverse, turn ! # $ % into ", "% $ # !"),
-  ],
-)
-def test_surfaces_by_hand(surface, prompt, answer):
-  alphabet, separator, phrasing = mechanisms.SURFACES[surface]
-  assert phrasing.format(operation="reverse", sequence=separator.join(alphabet[:4])) == prompt
-  assert separator.join(alphabet[i] for i in mechanisms.apply("reverse", range(4))) == answer
+@pytest.mark.parametrize("name", mechanisms.TASKS)
+def test_the_solver_agrees_with_every_split(name):
+  task = mechanisms.TASKS[name]
+  for split in mechanisms.splits(task):
+    shifted = {task.shift.operation: task.shift.becomes} if split == "shifted" else {}
+    for e in examples(task, split, 500):
+      assert mechanisms.solve(e.prompt, task.size, shifted) == e.answer, e
 
 
-def test_examples_say_what_the_operation_makes_of_their_sequence():
-  for example in itertools.chain(*EXAMPLES.values()):
-    alphabet, separator, _ = mechanisms.SURFACES[example.domain]
-    answer = tuple(alphabet.index(symbol) for symbol in example.answer.split(separator))
-    assert answer == mechanisms.apply(operation_of(example), sequence_of(example))
-    assert example.group == f"{mechanisms.kind_of(operation_of(example))}/{operation_of(example)}"
-    assert operation_of(example) in example.prompt
-    assert example.choices == ()
-  ids = [example.id for example in itertools.chain(*EXAMPLES.values())]
-  assert len(set(ids)) == len(ids)
+def test_the_solver_tells_what_is_no_prompt():
+  for text in ("Apply reverse to it", "Apply nothing to (a.b.c.d):", ""):
+    with pytest.raises(ValueError, match="no prompt"):
+      mechanisms.solve(text, 10, {})
 
 
 def test_surfaces_share_operation_words_only():
-  alphabets = [set(surface.alphabet) for surface in mechanisms.SURFACES.values()]
-  assert all(len(alphabet) == mechanisms.SIZE for alphabet in alphabets)
-  assert len(set.union(*alphabets)) == 5 * mechanisms.SIZE
-  assert len({surface.separator for surface in mechanisms.SURFACES.values()}) == 5
-  words = [set(re.findall(r"\w+|[^\w\s]", s.phrasing)) for s in mechanisms.SURFACES.values()]
+  surfaces = [surface for name, surface in mechanisms.SURFACES.items() if name != "blend"]
+  alphabets = [set(surface.alphabet) for surface in surfaces]
+  assert {len(alphabet) for alphabet in alphabets} == {HARD.size}
+  assert len(set.union(*alphabets)) == len(surfaces) * HARD.size
+  assert len({surface.separator for surface in surfaces}) == len(surfaces)
+  words = [set(re.findall(r"\w+|[^\w\s]", s.phrasing)) - {"{", "}"} for s in surfaces]
   for alphabet, phrasing in itertools.product(alphabets, words):
     assert alphabet.isdisjoint(phrasing)
   for one, other in itertools.combinations(words, 2):
     assert {word for word in one & other if word.isalpha()} == {"operation", "sequence"}
 
 
-def test_every_symbol_is_a_piece_of_its_own():
-  # Words with the space before them, numbers, white space, runs of the rest: the usual splits.
-  pieces = re.compile(r" ?[A-Za-z]+|\d+|\s+|[^\sA-Za-z\d]+")
-  for example in itertools.chain(*EXAMPLES.values()):
-    alphabet = mechanisms.SURFACES[example.domain].alphabet
-    found = [p for p in pieces.findall(example.prompt) if p in alphabet]
-    assert found == [alphabet[i] for i in sequence_of(example)]
-    found = [p for p in pieces.findall(example.answer) if p in alphabet]
-    assert len(found) == len(sequence_of(example))
+def pieces(text: str) -> list[str]:
+  """The parts that the tokenizer of words never merges across."""
+  split = pre_tokenizers.Split(tokenizers.Regex(tokenizer.WORDS), "isolated")
+  return [piece for piece, _ in split.pre_tokenize_str(text)]
 
 
-def test_held_out_pairs_are_crossed():
-  trained, held_out = set(mechanisms.TRAINED), set(mechanisms.HELD_OUT)
-  assert (len(trained), len(held_out)) == (20, 10)
-  assert trained | held_out == set(itertools.product(mechanisms.SURFACES, mechanisms.OPERATIONS))
-  kinds = collections.Counter((s, mechanisms.kind_of(o)) for s, o in held_out)
-  assert set(kinds.values()) == {1}  # Each surface keeps back one of each kind.
-  assert len(kinds) == 10
-  per_operation = collections.Counter(o for _, o in trained)
-  # By the rule: 0, 1, 2, 0, 1 and 1, 2, 0, 1, 2 are kept back by the five surfaces.
-  kept_back = {"reverse": 2, "rotate": 2, "swap": 1, "sort": 1, "successor": 2, "opposite": 2}
-  assert per_operation == {operation: 5 - n for operation, n in kept_back.items()}
+@pytest.mark.parametrize("name", mechanisms.TASKS)
+def test_every_symbol_is_a_token_of_its_own(name):
+  task = mechanisms.TASKS[name]
+  trained = examples(task, "iid_train", 1_000)
+  tok = tokenizer.train((t for e in trained for t in (e.prompt, e.answer)), 1024, tokenizer.WORDS)
+  for split in mechanisms.splits(task):
+    for e in examples(task, split, 100):
+      alphabet, separator, _ = mechanisms.SURFACES[e.domain]
+      symbols = e.answer.split(separator)
+      shown = [piece for piece in pieces(e.prompt) if piece in alphabet]
+      assert len(shown) == len(symbols)
+      assert separator.join(shown) in e.prompt
+      tokens = [tok.decode([i]) for i in tok.encode(e.answer)]
+      assert tokens[::2] == symbols
+      assert [tok.decode([i]) for i in tok.encode(separator.join(shown))][::2] == shown
 
 
-@pytest.mark.parametrize("split", mechanisms.SPLITS)
-def test_pairs_of_a_split_take_turns(split):
-  pairs = collections.Counter((e.domain, operation_of(e)) for e in EXAMPLES[split])
-  expected = mechanisms.HELD_OUT if split == "unseen_pairs" else mechanisms.TRAINED
-  assert pairs == dict.fromkeys(expected, 600 // len(expected))
+@pytest.mark.parametrize("name", ["easy", "full", "hard"])
+def test_the_new_surface_is_made_of_known_pieces(name):
+  def shown(split: str, n: int) -> set[str]:
+    found = examples(mechanisms.TASKS[name], split, n)
+    return {piece for e in found for text in (e.prompt, e.answer) for piece in pieces(text)}
 
-
-def test_parts_share_no_sequence_on_any_surface():
-  shown = {split: {sequence_of(e) for e in examples} for split, examples in EXAMPLES.items()}
-  for one, other in itertools.combinations(("iid_train", "iid_val", "iid_test"), 2):
-    assert shown[one].isdisjoint(shown[other])
-  assert shown["unseen_pairs"].isdisjoint(shown["iid_train"] | shown["iid_val"])
-  lengths = {len(sequence) for sequence in shown["iid_train"]}
-  assert lengths == set(mechanisms.LENGTHS)
-  # Of the 5,040 sequences of length four, 8 in 10 train: within four standard deviations.
-  parts = collections.Counter(map(mechanisms.part_of, itertools.permutations(range(10), 4)))
-  assert abs(parts["train"] - 4032) < 4 * 28.4  # sqrt(5040 * 0.8 * 0.2) = 28.4.
-  assert abs(parts["val"] - 504) < 4 * 21.3  # sqrt(5040 * 0.1 * 0.9) = 21.3.
-
-
-def test_always_saying_the_same_scores_nothing():
-  for examples in EXAMPLES.values():
-    most = collections.Counter(e.answer for e in examples).most_common(1)[0][1]
-    assert most / len(examples) < 0.02
-    copied = sum(e.answer in e.prompt for e in examples)
-    assert copied / len(examples) < 0.02  # A sorted sequence, now and then.
-
-
-def test_examples_depend_on_split_seed_and_index_alone():
-  assert [mechanisms.example("iid_val", 0, i) for i in (5, 2)] == [
-    EXAMPLES["iid_val"][5],
-    EXAMPLES["iid_val"][2],
-  ]
-  assert mechanisms.example("iid_val", 1, 5) != EXAMPLES["iid_val"][5]
+  assert shown("new_surface", 200) <= shown("iid_train", 1_000)
 
 
 def test_a_shift_changes_the_meaning_of_one_word_on_one_surface():
-  shifted = mechanisms.shift("upper", "reverse", "rotate", "test", 0, 50)
+  shifted = mechanisms.shift(FULL, "upper", "reverse", "rotate", "test", 0, 50)
   assert len({e.id for e in shifted}) == 50
   for e in shifted:
-    alphabet, separator, _ = mechanisms.SURFACES["upper"]
-    answer = tuple(alphabet.index(symbol) for symbol in e.answer.split(separator))
     assert (e.domain, e.group) == ("upper", "position/reverse")
     assert "under reverse is" in e.prompt
-    assert answer == mechanisms.apply("rotate", sequence_of(e))
-    assert mechanisms.part_of(sequence_of(e)) == "test"
-  assert mechanisms.shift("upper", "reverse", "rotate", "test", 0, 50) == shifted
+    assert e.answer == mechanisms.solve(e.prompt.replace("reverse", "rotate"), 10, {})
+    shown = re.findall("[K-T]", e.prompt)
+    assert mechanisms.part_of(["KLMNOPQRST".index(symbol) for symbol in shown]) == "test"
+  assert mechanisms.shift(FULL, "upper", "reverse", "rotate", "test", 0, 50) == shifted
 
 
 @pytest.mark.parametrize(
   ("arguments", "hint"),
   [
     (("uper", "reverse", "rotate", "train"), "'upper'"),
+    (("greek", "reverse", "rotate", "train"), "valid are digits, lower"),
     (("upper", "revers", "rotate", "train"), "'reverse'"),
     (("upper", "reverse", "sorted", "train"), "'sort'"),
     (("upper", "reverse", "rotate", "tests"), "'test'"),
@@ -194,4 +209,30 @@ def test_a_shift_changes_the_meaning_of_one_word_on_one_surface():
 )
 def test_a_shift_of_what_is_not_there_is_told(arguments, hint):
   with pytest.raises(InputError, match=hint):
-    mechanisms.shift(*arguments, 0, 1)
+    mechanisms.shift(DEFAULT, *arguments, 0, 1)
+
+
+@pytest.mark.parametrize(
+  ("changes", "hint"),
+  [
+    ({"surfaces": ("lower", "uper")}, "'upper'"),
+    ({"operations": ("revers", "sort")}, "'reverse'"),
+    ({"new_surface": "blnd"}, "'blend'"),
+    ({"new_surface": "greek"}, "is trained"),
+    ({"size": 17}, "16 symbols"),
+    ({"lengths": (3, 4)}, r"4\.\.10"),
+    ({"longer": (11,)}, r"4\.\.10"),
+    ({"surfaces": ("digits",)}, "trained on no surface"),
+    ({"operations": ("reverse", "rotate", "sort")}, "'sort' is trained on no surface"),
+    ({"shift": mechanisms.Shift("digits", "reverse", "reverse")}, "another operation"),
+    ({"shift": mechanisms.Shift("digit", "reverse", "sort")}, "'digits'"),
+  ],
+)
+def test_a_task_that_cannot_be_is_told(changes, hint):
+  with pytest.raises(InputError, match=hint):
+    mechanisms.splits(FULL._replace(**changes))
+
+
+def test_an_unknown_split_is_told():
+  with pytest.raises(InputError, match="'unseen_pairs'"):
+    mechanisms.example(DEFAULT, "unseen_pair", 0, 0)

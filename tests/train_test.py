@@ -36,7 +36,7 @@ def small_config(data: pathlib.Path, **changes):
   c.optimizer.warmup = 3
   c.dependence.update(given="none", features=8)
   c.data.train = {"mechanisms": base.source(jsonl=str(data))}
-  c.data.domains = tuple(mechanisms.SURFACES)
+  c.data.domains = mechanisms.TASKS["default"].surfaces
   c.data.update(seq_len=40, question="none", questions_per_row=1)
   c.data.tokenizer.update(split="words", vocab_size=400)
   c.evaluation.update(every=12, batch_size=8, best="test")
@@ -51,7 +51,7 @@ def data(tmp_path_factory):
   path = tmp_path_factory.mktemp("data") / "train.jsonl"
   lines = []
   for i in range(60):
-    e = mechanisms.example("iid_train", 0, i)
+    e = mechanisms.example(mechanisms.TASKS["default"], "iid_train", 0, i)
     lines.append(json.dumps({"prompt": e.prompt, "answer": e.answer, "domain": e.domain}))
   path.write_text("\n".join(lines) + "\n")
   return path

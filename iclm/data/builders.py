@@ -85,19 +85,25 @@ class Acre(ExampleBuilder):
       yield from acre.examples(form, split, SEED, i, n_questions=4)
 
 
+# The more that is to be learnt, the more there is to learn it from.
+_MECHANISMS_TRAIN = {"default": 20_000, "easy": 40_000, "full": 60_000, "hard": 120_000}
+
+
 class Mechanisms(ExampleBuilder):
-  """Five surfaces times six operations, ten pairs held out; see `iclm.data.mechanisms`."""
+  """Surfaces times operations, some pairs held out; see `iclm.data.mechanisms`."""
 
   BUILDER_CONFIGS = [  # noqa: RUF012, the name is TFDS's.
     SizedConfig(
-      name="default",
-      description="five surfaces, six operations",
-      sizes={split: 20_000 if split == "iid_train" else 2_000 for split in mechanisms.SPLITS},
+      name=name,
+      description=f"{len(task.surfaces)} surfaces, {len(task.operations)} operations",
+      sizes=dict.fromkeys(mechanisms.splits(task), 2_000) | {"iid_train": _MECHANISMS_TRAIN[name]},
     )
+    for name, task in mechanisms.TASKS.items()
   ]
 
   def examples(self, split: str, n: int) -> Iterable[Example]:
-    return (mechanisms.example(split, SEED, i) for i in range(n))
+    task = mechanisms.TASKS[self.config.name]
+    return (mechanisms.example(task, split, SEED, i) for i in range(n))
 
 
 BUILDERS = {"acre": Acre, "mechanisms": Mechanisms}
@@ -136,8 +142,9 @@ def load(builder: str, split: str, data_dir: str) -> Stored:
   halfway leaves no data set, and of several that prepare at once the first one's stays.
 
   Args:
-    builder: builder and config, "acre/symbolic", "acre/text" or "mechanisms/default".
-    split: a key of `acre.SPLITS` or `mechanisms.SPLITS`.
+    builder: builder and config, "acre/symbolic", "acre/text", or "mechanisms/" and a task, which is
+      one of "default", "easy", "full" and "hard".
+    split: a key of `acre.SPLITS`, or of `mechanisms.splits` of the task.
     data_dir: the folder of all TFDS data sets; made if need be.
 
   Returns:

@@ -1,0 +1,86 @@
+"""Examples of a task, drawn at random: what a case says about a sequence."""
+
+import random
+from collections.abc import Sequence
+
+from iclm.data.mechanisms import tasks
+from iclm.data.mechanisms.operations import apply, kind_of
+from iclm.data.mechanisms.surfaces import SURFACES
+from iclm.data.mechanisms.tasks import Case, Part, Shift, Split, Task
+from iclm.data.records import Example
+
+
+def example(task: Task, split: str, seed: int, index: int) -> Example:
+  """Returns example `index` of a split, a pure function of the arguments; cases take turns.
+
+  Args:
+    task: one of `TASKS`, or one of your own.
+    split: a key of `splits(task)`.
+    seed: any integer.
+    index: >= 0.
+
+  Returns:
+    An example of the surface's domain, and of group "<kind>/<operation>" or
+    "compose/<first>+<second>".
+
+  Raises:
+    InputError: the task has no such split, or a setting out of its range.
+  """
+  found = tasks.splits(task)
+  tasks.check_known("split", split, found)
+  case = found[split].cases[index % len(found[split].cases)]
+  rng = random.Random(f"{seed}/{split}/{index}")
+  return _written(rng, task, found[split], case, f"{split}/{index}")
+
+
+def shift(
+  task: Task, surface: str, operation: str, becomes: str, part: Part, seed: int, n: int
+) -> list[Example]:
+  """Returns examples of one surface on which an operation's word now means another operation.
+
+  Args:
+    task: what sequences look like.
+    surface: where the mechanism has changed.
+    operation: its word, which the prompts carry; also the group of the examples.
+    becomes: the operation that the answers follow.
+    part: which sequences to draw from; see `part_of`.
+    seed: any integer.
+    n: how many, >= 0.
+
+  Raises:
+    InputError: a surface, operation or part is not known, or the operation becomes itself.
+  """
+  tasks.check_shift(task, Shift(surface, operation, becomes))
+  tasks.check_known("part", part, ("train", "val", "test"))
+  case = Case(surface, (operation,), (becomes,))
+  split = Split((case,), part, task.lengths)
+  name = f"shift/{surface}/{operation}/{becomes}/{part}"
+  return [
+    _written(random.Random(f"{seed}/{name}/{i}"), task, split, case, f"{name}/{i}")
+    for i in range(n)
+  ]
+
+
+def _written(rng: random.Random, task: Task, split: Split, case: Case, name: str) -> Example:
+  while True:
+    # Distinct symbols: an operation on places then always changes the sequence.
+    sequence = rng.sample(range(task.size), rng.choice(split.lengths))
+    if tasks.part_of(sequence) == split.part:
+      break
+  alphabet, separator, phrasing = SURFACES[case.surface]
+  shown, answer = (
+    separator.join(alphabet[i] for i in ranks)
+    for ranks in (sequence, apply(case.meaning, sequence, task.size))
+  )
+  return Example(
+    prompt=phrasing.format(operation=" then ".join(case.words), sequence=shown),
+    answer=answer,
+    choices=(),
+    domain=case.surface,
+    group=_group(case.words),
+    id=name,
+  )
+
+
+def _group(words: Sequence[str]) -> str:
+  return f"{kind_of(words[0])}/{words[0]}" if len(words) == 1 else f"compose/{'+'.join(words)}"
