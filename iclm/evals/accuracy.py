@@ -1,7 +1,7 @@
 """Accuracy by likelihood over the choices, exact match, and what each stream knows by itself."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,11 +24,14 @@ class Scores(NamedTuple):
   nll_N: Float[np.ndarray, "N"]  # Nats of the whole answer, end token included.
   alone_SN: Bool[np.ndarray, "S N"]  # `correct_N` of each stream alone.
   rate_SN: Float[np.ndarray, "S N"]  # Nats per predicted position of the answer.
-  index_N: Int[np.ndarray, "N"]  # The expert that served it.
+  index_N: Int[np.ndarray, "N"]  # The expert that served it,
+  confidence_N: Float[np.ndarray, "N"]  # and how sure the router was, in [0, 1].
   n_truncated: int  # Rows that lost tokens of their context.
 
 
 Scorer = Callable[[Any, pipeline.Batch, Array | None, compose.Intervention], step.Scores]
+# From the example and the place in its answer of every position (-1: none) to an intervention.
+PerBatch = Callable[[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]], compose.Intervention]
 
 
 def make_scorer(config: Config, model: compose.Model) -> Scorer:
@@ -44,23 +47,39 @@ def score(
   config: Config,
   mesh: Mesh,
   *,
-  do: compose.Intervention = compose.NOTHING,
+  do: compose.Intervention | PerBatch = compose.NOTHING,
   key: Array | None = None,
 ) -> Scores:
   """Scores every example once, under an intervention.
 
   Args:
-    do: fields per expert, not per input, as the inputs are batched here.
+    do: fields per expert; what differs between inputs is a function of which inputs they are.
     key: None is deterministic; else the noise of the messages, folded per batch.
 
   Raises:
     InputError: there is nothing to score, or a prompt is too long for `config.data.seq_len`.
   """
   items = pipeline.eval_items(examples)
+  example_M = np.array([i for i, _ in items])
   n_streams = len(compose.streams(config))
   sums = _Sums.zeros(n_streams, len(items))
   n_truncated = 0
-  batches = pipeline.eval_batches(
+  batches = batches_of(examples, tokenizer, config)
+  for i, (batch, owner_BT, cut) in enumerate(batches):
+    noise = None if key is None else jax.random.fold_in(key, i)
+    example_BT = np.where(owner_BT < 0, -1, example_M[owner_BT])
+    done = do(example_BT, places(owner_BT)) if callable(do) else do
+    scored = scorer(params, sharding.put_batch(batch, mesh), noise, done)
+    sums.add(jax.device_get(scored), owner_BT)
+    n_truncated += cut
+  return _per_example(examples, items, sums, n_truncated)
+
+
+def batches_of(
+  examples: Sequence[Example], tokenizer: Tokenizer, config: Config
+) -> Iterator[pipeline.EvalBatch]:
+  """The batches in which a config's evaluation sees some examples; see `pipeline.eval_batches`."""
+  return pipeline.eval_batches(
     examples,
     tokenizer,
     config.data.domains,
@@ -70,12 +89,17 @@ def score(
     questions_per_row=config.data.questions_per_row,
     too_long=config.data.too_long,
   )
-  for i, (batch, owner_BT, cut) in enumerate(batches):
-    noise = None if key is None else jax.random.fold_in(key, i)
-    scored = scorer(params, sharding.put_batch(batch, mesh), noise, do)
-    sums.add(jax.device_get(scored), owner_BT)
-    n_truncated += cut
-  return _per_example(examples, items, sums, n_truncated)
+
+
+def places(owner_BT: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:
+  """The place of each position in the answer that owns it, 0.. and -1 where none does.
+
+  An answer's positions are neighbours, and no two answers of one owner share a row.
+  """
+  at_BT = np.broadcast_to(np.arange(owner_BT.shape[1]), owner_BT.shape)
+  starts_BT = np.diff(owner_BT, axis=1, prepend=-2) != 0
+  first_BT = np.maximum.accumulate(np.where(starts_BT, at_BT, 0), axis=1)
+  return np.where(owner_BT < 0, -1, at_BT - first_BT)
 
 
 class _Sums(NamedTuple):
@@ -88,12 +112,15 @@ class _Sums(NamedTuple):
   rate_SM: np.ndarray
   n_M: np.ndarray
   index_M: np.ndarray
+  confidence_M: np.ndarray
 
   @classmethod
   def zeros(cls, n_streams: int, n: int) -> "_Sums":
     flat, streams = np.zeros(n), np.zeros((n_streams, n))
     hit, alone = np.ones(n, bool), np.ones((n_streams, n), bool)
-    return cls(flat, hit, streams, alone, streams.copy(), flat.copy(), np.zeros(n, int))
+    return cls(
+      flat, hit, streams, alone, streams.copy(), flat.copy(), np.zeros(n, int), flat.copy()
+    )
 
   def add(self, scored: step.Scores, owner_BT: np.ndarray) -> None:
     mask = owner_BT >= 0
@@ -105,7 +132,11 @@ class _Sums(NamedTuple):
       np.add.at(self.alone_logp_SM[s], owner, scored.alone_logp_SBT[s][mask])
       np.logical_and.at(self.alone_hit_SM[s], owner, scored.alone_hit_SBT[s][mask])
       np.add.at(self.rate_SM[s], owner, scored.rate_SBT[s][mask])
-    self.index_M[owner] = np.broadcast_to(scored.index_B[:, None], mask.shape)[mask]
+    for total_M, x_B in (
+      (self.index_M, scored.index_B),
+      (self.confidence_M, scored.confidence_B),
+    ):
+      total_M[owner] = np.broadcast_to(x_B[:, None], mask.shape)[mask]
 
 
 def _per_example(examples, items, sums: _Sums, n_truncated: int) -> Scores:
@@ -134,6 +165,7 @@ def _per_example(examples, items, sums: _Sums, n_truncated: int) -> Scores:
     alone_SN=np.array(alone, bool).reshape(len(alone), len(examples)),
     rate_SN=sums.rate_SM[:, right] / sums.n_M[right],
     index_N=sums.index_M[right],
+    confidence_N=sums.confidence_M[right],
     n_truncated=n_truncated,
   )
 

@@ -1,0 +1,134 @@
+"""A trained model that can be asked: how it scores, and what its streams say."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from iclm import compose, sharding
+from iclm.config import Config, InputError
+from iclm.data.pipeline import Batch
+from iclm.data.records import Example
+from iclm.data.tokenizer import Tokenizer
+from iclm.evals import accuracy
+
+
+class Messages(NamedTuple):
+  """Messages where the answers of N examples are predicted, the end token included.
+
+  Attributes:
+    z_SNPZ: streams as in `compose.streams`; 0 behind the end of an answer.
+    mask_NP: the positions of each answer.
+    index_N: the expert that served the example.
+  """
+
+  z_SNPZ: Float[np.ndarray, "S N P Z"]
+  mask_NP: Bool[np.ndarray, "N P"]
+  index_N: Int[np.ndarray, "N"]
+
+
+class Subject:
+  """One model under examination; compiles once per kind of intervention."""
+
+  def __init__(
+    self,
+    config: Config,
+    model: compose.Model,
+    params: Any,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+  ):
+    self.config, self._tokenizer, self._mesh, self._params = config, tokenizer, mesh, params
+    self._scorer = accuracy.make_scorer(config, model)
+    self._speaker = jax.jit(functools.partial(_speak, model))
+    self._logits = jax.jit(lambda params, batch: model.apply(params, batch).logits_BTV)
+
+  def score(
+    self,
+    examples: Sequence[Example],
+    do: compose.Intervention | accuracy.PerBatch = compose.NOTHING,
+    key: Array | None = None,
+  ) -> accuracy.Scores:
+    """See `accuracy.score`."""
+    args = self._params, examples, self._tokenizer, self.config, self._mesh
+    return accuracy.score(self._scorer, *args, do=do, key=key)
+
+  def logits(self, examples: Sequence[Example]) -> Iterator[Float[np.ndarray, "M V"]]:
+    """Yields, batch by batch, the logits of every position that predicts an answer."""
+    for batch, owner_BT, _ in accuracy.batches_of(examples, self._tokenizer, self.config):
+      found = self._logits(self._params, sharding.put_batch(batch, self._mesh))
+      yield np.asarray(found)[owner_BT >= 0]
+
+  def messages(
+    self,
+    examples: Sequence[Example],
+    do: compose.Intervention = compose.NOTHING,
+    key: Array | None = None,
+  ) -> Messages:
+    """What the streams say while the right answers are predicted.
+
+    Args:
+      key: None takes the means of the messages; else they are drawn. Routes are never drawn.
+
+    Raises:
+      InputError: the model has no messages, or there are no examples.
+    """
+    if not compose.streams(self.config) or self.config.bottleneck.kind == "none":
+      raise InputError("a model without experts or bottleneck has no messages to look at")
+    if not examples:
+      raise InputError("there is no example to take messages from")
+    plain = [dataclasses.replace(example, choices=()) for example in examples]
+    owners, places, routes, said = [], [], [], []
+    batches = accuracy.batches_of(plain, self._tokenizer, self.config)
+    for i, (batch, owner_BT, _) in enumerate(batches):
+      noise = None if key is None else jax.random.fold_in(key, i)
+      args = sharding.put_batch(batch, self._mesh), noise, do
+      z_SBTZ, index_B = self._speaker(self._params, *args)
+      mask_BT = owner_BT >= 0
+      owners.append(owner_BT[mask_BT])
+      places.append(accuracy.places(owner_BT)[mask_BT])
+      routes.append(np.broadcast_to(np.asarray(index_B)[:, None], mask_BT.shape)[mask_BT])
+      said.append(np.asarray(z_SBTZ)[:, mask_BT])
+    owner_M, place_M, route_M = map(np.concatenate, (owners, places, routes))
+    z_SMZ = np.concatenate(said, axis=1)
+    mask_NP = np.zeros((len(examples), place_M.max() + 1), bool)
+    mask_NP[owner_M, place_M] = True
+    z_SNPZ = np.zeros((len(z_SMZ), *mask_NP.shape, z_SMZ.shape[-1]), np.float32)
+    z_SNPZ[:, owner_M, place_M] = z_SMZ
+    index_N = np.zeros(len(examples), int)
+    index_N[owner_M] = route_M
+    return Messages(z_SNPZ, mask_NP, index_N)
+
+
+def speaking(z_SNPZ: Float[np.ndarray, "S N P Z"], streams: Sequence[bool]) -> accuracy.PerBatch:
+  """The intervention under which example n speaks with z_SNPZ[:, n] on some of its streams.
+
+  Args:
+    z_SNPZ: a message for each place of an answer; the last one serves places beyond P.
+    streams: for each stream, whether it is patched.
+  """
+
+  def do(example_BT, place_BT):
+    place_BT = np.clip(place_BT, 0, z_SNPZ.shape[2] - 1)
+    message_SBTZ = z_SNPZ[:, np.maximum(example_BT, 0), place_BT]
+    patch_SB = np.broadcast_to(np.array(streams)[:, None], message_SBTZ.shape[:2])
+    return compose.Intervention(
+      message_SBTZ=jnp.asarray(message_SBTZ), patch_SB=jnp.asarray(patch_SB)
+    )
+
+  return do
+
+
+def _speak(model: compose.Model, params: Any, batch: Batch, key, do: compose.Intervention):
+  output = model.apply(params, batch, None, do)
+  assert output.routing is not None
+  index_B = output.routing.index_B
+  if key is not None:
+    output = model.apply(params, batch, key, do._replace(route_B=index_B, swap_E=None))
+  return output.messages_SBTZ, index_B

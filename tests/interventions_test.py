@@ -1,0 +1,166 @@
+"""Planted truth: what is known to be in a model is what the interventions report."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny
+
+from iclm import compose, sharding
+from iclm.config import InputError
+from iclm.data import tokenizer
+from iclm.data.records import Example
+from iclm.evals import accuracy, interventions, locality
+from iclm.evals.subject import Subject, speaking
+
+WORDS = "a b c d e f g h : x y z u v"
+
+
+def example(i, domain, group="g", answer="x y"):
+  shown = " ".join(WORDS.split()[j] for j in np.random.default_rng(i).permutation(8)[:4])
+  return Example(f"{domain} {shown} :", answer, (), domain, group, str(i))
+
+
+def scores(nll_N, index_N):
+  nll_N, index_N = np.asarray(nll_N, float), np.asarray(index_N)
+  right_N, n = nll_N < 1, len(nll_N)
+  return accuracy.Scores(
+    right_N, right_N, nll_N, np.zeros((2, n), bool), np.zeros((2, n)), index_N, np.ones(n), 0
+  )
+
+
+# Two domains of 20 inputs. Expert d costs 0.1 nats in domain d and 2.1 elsewhere; the router is
+# wrong about the first 2 inputs of each domain; expert 2 is as good as 0 and never chosen.
+DOMAIN_N = np.repeat([0, 1], 20)
+ROUTE_N = np.where(np.arange(40) % 20 < 2, 1 - DOMAIN_N, DOMAIN_N)
+EXAMPLES = [example(i, "ab"[d]) for i, d in enumerate(DOMAIN_N)]
+
+
+def cost(route_N):
+  return np.where(np.where(route_N == 2, 0, route_N) == DOMAIN_N, 0.1, 2.1)
+
+
+def planted():
+  forced = [scores(cost(np.full(40, e)), np.full(40, e)) for e in range(3)]
+  # Without its message, expert 1 costs 3 nats more; expert 0 says nothing that is used.
+  knocked = scores(cost(ROUTE_N) + 3 * (ROUTE_N == 1), ROUTE_N)
+  return interventions.Measured(scores(cost(ROUTE_N), ROUTE_N), forced, {"mean": knocked})
+
+
+def test_a_router_wrong_in_a_known_share_and_experts_that_own_a_domain():
+  found = interventions.report(planted(), EXAMPLES, 3, seed=0)
+  assert found["domains"] == ["a", "b"]
+  # Forced to its owner, a domain gains on the 2 of 20 that were misrouted: -2 * 0.1 nats, +0.1 of
+  # accuracy; forced to the other, the 18 others lose: 2 * 0.9 nats, -0.9. Expert 2 is expert 0.
+  np.testing.assert_allclose(found["force_nats"], [[-0.2, 1.8], [1.8, -0.2], [-0.2, 1.8]])
+  np.testing.assert_allclose(found["force"], [[0.1, -0.9], [-0.9, 0.1], [0.1, -0.9]])
+  # The best of all routes would save 2 nats for a tenth of the inputs.
+  assert found["regret_nats"] == pytest.approx(0.2)
+  low, high = found["ci95"]["regret_nats"]
+  assert 0 <= low < 0.2 < high < 0.45
+  # Expert 1 serves 2 of 20 inputs of a and 18 of b, 3 nats each; half of all inputs.
+  np.testing.assert_allclose(found["knockout_nats"], [[0, 0], [0.3, 2.7], [0, 0]], atol=1e-12)
+  assert [row["routed"] for row in found["importance"]] == [0.5, 0.5, 0.0]
+  np.testing.assert_allclose([row["nats"] for row in found["importance"]], [0, 1.5, 0], atol=1e-12)
+  # The inputs of 0: 18 of a, 2 of b. Expert 1 costs the former 2 nats and saves the latter 2.
+  np.testing.assert_allclose(found["swap_nats"][0], [0, 1.6, 0], atol=1e-12)
+  assert found["swap_nats"][2] == [None] * 3
+  assert found["notes"] == ["no input reaches expert 2"]
+
+
+def test_too_few_examples_are_told_and_get_no_interval():
+  few = [EXAMPLES[0], *EXAMPLES[20:]]
+  keep = [0, *range(20, 40)]
+  cut = lambda s: s._replace(
+    correct_N=s.correct_N[keep], nll_N=s.nll_N[keep], index_N=s.index_N[keep]
+  )
+  measured = planted()
+  measured = interventions.Measured(cut(measured.without), [cut(s) for s in measured.forced], {})
+  found = interventions.report(measured, few, 3, seed=0)
+  assert "domain 'a' has 1 examples; intervals need 20" in found["notes"]
+  assert "a model without a bottleneck has no message to knock out" in found["notes"]
+  assert found["ci95"]["force"][0][0] is None and found["ci95"]["force"][0][1] is not None
+
+
+@pytest.fixture(scope="module")
+def tok():
+  return tokenizer.train([WORDS] * 4, 300, tokenizer.WORDS)
+
+
+@pytest.fixture(scope="module")
+def params(tok):
+  c = tiny()
+  init = jax.jit(lambda key: sharding.unbox(compose.build(c, tok.vocab_size).init(key)))
+  fresh = init(jax.random.key(0))
+  noise = lambda x: x + 0.5 * jax.random.normal(jax.random.key(x.size), x.shape)
+  return jax.tree.map(noise, fresh)  # A fresh model says nothing: its W is 0.
+
+
+@pytest.fixture(scope="module")
+def model(tok, params):
+  return subject(tok, params)
+
+
+def subject(tok, params):
+  c = tiny(data__seq_len=24, data__question="none", data__questions_per_row=1)
+  mesh = sharding.make_mesh(c.mesh)
+  return Subject(c, compose.build(c, tok.vocab_size, mesh), params, tok, mesh)
+
+
+def test_a_model_that_speaks_with_its_own_messages_is_itself(model):
+  examples = [example(i, "ab"[i % 2], answer="x y z"[: 1 + 2 * (i % 3)]) for i in range(9)]
+  said = model.messages(examples)
+  # An answer of n words is predicted at n places, and its end at one more.
+  assert said.mask_NP.sum(axis=1).tolist() == [2, 3, 4] * 3
+  without = model.score(examples)
+  np.testing.assert_array_equal(said.index_N, without.index_N)
+  own = model.score(examples, speaking(said.z_SNPZ, [True, True]))
+  np.testing.assert_array_equal(own.nll_N, without.nll_N)
+  other = model.score(examples, speaking(np.roll(said.z_SNPZ, 1, axis=1), [False, True]))
+  assert (other.nll_N != without.nll_N).all()
+
+
+def test_force_serves_every_input_by_one_expert(model):
+  measured = interventions.measure(model, EXAMPLES, EXAMPLES[:9], seed=0)
+  for e, under in enumerate(measured.forced):
+    mine_N = measured.without.index_N == e
+    assert (under.index_N == e).all()
+    np.testing.assert_array_equal(under.nll_N[mine_N], measured.without.nll_N[mine_N])
+  assert measured.knocked.keys() == {"mean", "zero", "resampled"}
+  assert all((s.index_N == measured.without.index_N).all() for s in measured.knocked.values())
+
+
+def test_interchange_tells_domain_from_group(model):
+  examples = [example(i, "ab"[i % 2], "gh"[i // 2 % 2]) for i in range(48)]
+  found = interventions.interchange(model, examples, seed=0)
+  for stream in compose.streams(model.config):
+    assert [found[stream][k]["n"] for k in ("same_domain", "same_group", "any")] == [48] * 3
+  alone = interventions.interchange(model, examples[:1] * 2, seed=0)
+  assert alone["domain"]["same_domain"] == {"n": 0, "nats": None, "ci95": None}
+
+
+def test_locality_names_what_moved(model, tok, params):
+  before = model
+  index_N = before.score(EXAMPLES).index_N
+  e = int(index_N[0])
+  domain = jax.tree.map(lambda x: x.at[e].add(1.0), params["domain"])
+  changed = params | {"domain": domain}
+  assert locality.moved(params, changed) == [f"domain/{e}"]
+  assert locality.moved(params, params) == []
+  n_domain = sum(x.size for x in jax.tree.leaves(domain))
+  assert locality.size(params, [f"domain/{e}"]) * 3 == n_domain
+  theirs = [x for x, i in zip(EXAMPLES, index_N, strict=True) if i != e]
+  mine = [x for x, i in zip(EXAMPLES, index_N, strict=True) if i == e]
+  assert theirs and mine
+  after = subject(tok, changed)
+  still = locality.compare(before, after, theirs)
+  assert (still["logits_changed"], still["max_change_nats"]) == (0, 0.0)
+  # Every one of an answer's two words and its end is predicted anew.
+  assert locality.compare(before, after, mine)["logits_changed"] == 3 * len(mine)
+
+
+def test_a_model_without_messages_is_told(tok, params):
+  c = tiny(experts__kind="none", data__seq_len=24, data__question="none", data__questions_per_row=1)
+  mesh = sharding.make_mesh(c.mesh)
+  plain = Subject(c, compose.build(c, tok.vocab_size, mesh), {"base": params["base"]}, tok, mesh)
+  with pytest.raises(InputError, match="no messages"):
+    plain.messages(EXAMPLES)
