@@ -5,9 +5,8 @@ import functools
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
@@ -17,7 +16,8 @@ from iclm import compose, config, train, workdir
 from iclm.config import Config
 from iclm.data import assemble, mechanisms
 from iclm.data.records import Example
-from iclm.evals import accuracy
+from iclm.evals import locality
+from iclm.evals.subject import Subject
 
 NO_TERMS = dict.fromkeys((f.name for f in dataclasses.fields(config.Loss)), 0.0)
 N_TEST = 500  # Examples of the shifted operation that the update is scored on.
@@ -49,32 +49,9 @@ def _forced(c: Config, result: train.Result) -> dict[str, float]:
   """Accuracy per set when every input is served by the expert next to its own."""
   next_E = jnp.roll(jnp.arange(c.experts.count), -1)
   do = compose.Intervention(swap_E=next_E)
-  score = _Scorer(result.run)
+  subject = Subject(*result.run[:-1])
   sets = {name: assemble.examples(s, c.data) for name, s in c.evaluation.sets.items()}
-  return {name: float(score(found, do).correct_N.mean()) for name, found in sets.items()}
-
-
-class _Scorer:
-  """Scores examples with one run."""
-
-  def __init__(self, run: workdir.Run):
-    self._run, self._scorer = run, accuracy.make_scorer(run.config, run.model)
-
-  def __call__(self, examples: Sequence[Example], do=compose.NOTHING) -> accuracy.Scores:
-    run = self._run
-    args = run.params, examples, run.tokenizer, run.config, run.mesh
-    return accuracy.score(self._scorer, *args, do=do)
-
-
-class Update(NamedTuple):
-  """A model before and after it learned the shifted operation of one surface."""
-
-  shifted_before: float
-  shifted_after: float
-  others_before: float
-  others_after: float
-  others_max_change_nats: float  # Largest change of any answer's log-likelihood.
-  parameters_moved: int
+  return {name: float(subject.score(found, do).correct_N.mean()) for name, found in sets.items()}
 
 
 def _update(c: Config, folder: pathlib.Path, result: train.Result, plain) -> dict[str, Any]:
@@ -92,7 +69,7 @@ def _update(c: Config, folder: pathlib.Path, result: train.Result, plain) -> dic
   ]
   data = folder / "update" / "shifted.jsonl"
   _write(data, shift(part="train", n=s.examples))
-  index_N = _Scorer(result.run)(tests).index_N
+  index_N = Subject(*result.run[:-1]).score(tests).index_N
   expert = int(np.bincount(index_N).argmax())
   still = config.Trains(False, False, False, True, False, (expert,))
   moved = {"iclm": _retrain(c, data, folder, folder / "update" / "iclm", still, s.lr)}
@@ -104,8 +81,8 @@ def _update(c: Config, folder: pathlib.Path, result: train.Result, plain) -> dic
       _plain(c), data, source, folder / "update" / "plain_base", everything, s.base_lr
     )
     runs["plain base"] = plain.run
-  compared = {name: _compare(runs[name], moved[name], tests, others)._asdict() for name in runs}
-  return {"expert": expert, "n_train": s.examples, "n_others": len(others), "models": compared}
+  compared = {name: _compare(runs[name], moved[name], tests, others) for name in runs}
+  return {"expert": expert, "n_train": s.examples, "models": compared}
 
 
 def _retrain(
@@ -128,29 +105,17 @@ def _retrain(
   return train.fit(changed, folder, f"update {folder.name}").run
 
 
-def _compare(before: workdir.Run, after: workdir.Run, shifted, others) -> Update:
-  first, second = _Scorer(before), _Scorer(after)
-  (shifted_a, shifted_b), (others_a, others_b) = (
-    (first(examples), second(examples)) for examples in (shifted, others)
-  )
-  moved = after.config.trains
-  n_moved = sum(
-    _size(part) // (after.config.experts.count if name == "domain" else 1)
-    for name, part in after.params.items()
-    if getattr(moved, name)
-  )
-  return Update(
-    float(shifted_a.correct_N.mean()),
-    float(shifted_b.correct_N.mean()),
-    float(others_a.correct_N.mean()),
-    float(others_b.correct_N.mean()),
-    float(np.abs(others_a.nll_N - others_b.nll_N).max()),
-    n_moved,
-  )
-
-
-def _size(tree: Any) -> int:
-  return sum(x.size for x in jax.tree.leaves(tree))
+def _compare(before: workdir.Run, after: workdir.Run, shifted, others) -> dict[str, Any]:
+  """What the update moved, and what it did to the shifted operation and to all else."""
+  first, second = Subject(*before[:-1]), Subject(*after[:-1])
+  parts = locality.moved(before.params, after.params)
+  return {
+    "moved": parts,
+    "parameters_moved": locality.size(after.params, parts),
+    "shifted": locality.compare(first, second, shifted),
+    "others": locality.compare(first, second, others),
+    "sha256": [locality.fingerprints(run.params) for run in (before, after)],
+  }
 
 
 def _write(path: pathlib.Path, examples: Sequence[Example]) -> None:
@@ -197,13 +162,8 @@ def _show_update(console, c: Config, update: dict[str, Any]) -> None:
     title=title,
   )
   for name, u in update["models"].items():
-    moved = f"{u['parameters_moved']:,}" + (
-      f" (expert {update['expert']})" if name == "iclm" else ""
-    )
-    table.add_row(
-      name, moved,
-      f"{u['shifted_before']:.3f} -> {u['shifted_after']:.3f}",
-      f"{u['others_before']:.3f} -> {u['others_after']:.3f}",
-      f"{u['others_max_change_nats']:g} nats",
-    )  # fmt: skip
+    moved = f"{u['parameters_moved']:,} ({', '.join(u['moved'])})"
+    arrow = lambda found: " -> ".join(f"{x:.3f}" for x in found["accuracy"])
+    change = f"{u['others']['max_change_nats']:g} nats, {u['others']['logits_changed']} logits"
+    table.add_row(name, moved, arrow(u["shifted"]), arrow(u["others"]), change)
   console.print(table)
