@@ -1,9 +1,11 @@
 """Evaluate a trained run on any jsonl or jsonl.gz.
 
 python -m experiments.evaluate --workdir=runs/quickstart --data=FILE [--data=...] --out=OUT.json
+  [--interventions] [--independence] [--examine=2000]
 """
 
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,9 +14,14 @@ import rich.table
 from absl import flags
 
 from experiments import cli
-from iclm import workdir
+from iclm import compose, workdir
+from iclm.config import InputError
 from iclm.data import assemble
-from iclm.evals import accuracy
+from iclm.data.records import Example
+from iclm.evals import accuracy, examination
+from iclm.evals.subject import Subject
+
+N_REFERENCE = 512  # Training examples whose messages stand in for those knocked out.
 
 
 def main(flag: flags.FlagValues) -> int:
@@ -37,10 +44,26 @@ def main(flag: flags.FlagValues) -> int:
     sets.append({"path": path, **summary})
     if summary["n_truncated"]:
       print(f"{path}: {summary['n_truncated']} rows lost tokens from the left of their context")
+  examined = _examine(flag, run, [e for found in examples.values() for e in found[: flag.examine]])
   provenance = workdir.provenance(run.config)
-  workdir.write_json(out, {"step": run.step, "sets": sets, "provenance": provenance})
+  workdir.write_json(out, {"step": run.step, "sets": sets, "provenance": provenance} | examined)
   _show(sets)
   return 0
+
+
+def _examine(flag: flags.FlagValues, run: workdir.Run, examples: list[Example]) -> dict[str, Any]:
+  """What the asked-for examinations say of the examples of all sets together."""
+  if not (flag.interventions or flag.independence):
+    return {}
+  if not compose.streams(run.config):
+    raise InputError(f"{flag.workdir} is a plain base: it has no experts to examine")
+  subject, seed, found = Subject(*run[:-1]), run.config.seed, {}
+  if flag.interventions:
+    reference = assemble.sample(run.config, assemble.training_rows(run.config), N_REFERENCE)
+    found |= examination.intervene(subject, examples, reference, seed)
+  if flag.independence:
+    found |= examination.independence_of(subject, examples, seed)
+  return found
 
 
 def _show(sets: list[dict]) -> None:
@@ -57,5 +80,8 @@ if __name__ == "__main__":
   flags.DEFINE_multi_string("data", None, "A jsonl or jsonl.gz; may be given several times.")
   flags.DEFINE_string("out", None, "Where the JSON goes.")
   flags.DEFINE_integer("draws", 0, "Draws of the messages for the sampled accuracy.", lower_bound=0)
+  flags.DEFINE_bool("interventions", False, "Force, knock out, swap, interchange; and the routes.")
+  flags.DEFINE_bool("independence", False, "How dependent the streams are, beside chance.")
+  flags.DEFINE_integer("examine", 2_000, "Examples of each set to examine so.", lower_bound=1)
   flags.mark_flags_as_required(["workdir", "data", "out"])
   cli.run(main)

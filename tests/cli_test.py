@@ -20,9 +20,10 @@ from iclm.config import InputError
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def asked(folder, out, *paths, draws=0):
+def asked(folder, out, *paths, draws=0, examined=False):
   flag = types.SimpleNamespace(workdir=str(folder), data=list(map(str, paths)), out=str(out))
-  flag.draws = draws
+  flag.draws, flag.examine = draws, 50
+  flag.interventions = flag.independence = examined
   return evaluate.main(flag)
 
 
@@ -48,6 +49,23 @@ def test_evaluate_writes_the_promised_json(whole, data, tmp_path):  # noqa: F811
     assert sum(g["n"] for g in s["by_domain"].values()) == s["n"]
     assert all(abs(sum(r) - 1) < 1e-9 and len(r) == 2 for r in s["routes"].values())
   assert set(sets[0]["by_domain"]) == {"lower", "upper", "digits", "words", "signs"}
+
+
+def test_evaluate_examines_what_it_is_asked_to(whole, data, tmp_path):  # noqa: F811
+  out = tmp_path / "out.json"
+  assert asked(whole[0], out, data, examined=True) == 0
+  found = json.loads(out.read_text())
+  domains = ["digits", "lower", "signs", "upper", "words"]
+  assert found["interventions"]["domains"] == domains
+  for name in ("force", "knockout"):
+    matrix, ci95 = (f[name] for f in (found["interventions"], found["interventions"]["ci95"]))
+    assert len(matrix) == len(ci95) == 2 and {len(row) for row in matrix} == {5}
+  assert found["interventions"]["regret_nats"] == found["routing"]["regret_nats"] >= 0
+  assert set(found["routing"]) >= {"nmi", "purity", "ece"}
+  pairs = {row["pair"] for row in found["independence"]}
+  assert pairs == {"invariant, domain", "invariant, domain | answer", "domain 0, domain 1 | answer"}
+  assert all({"estimator", "value", "null_p95", "p"} <= set(r) for r in found["independence"])
+  assert set(found["probes"]) == {"invariant", "domain"} and "risk" in found["worst_domain"]
 
 
 @pytest.mark.parametrize(
@@ -133,8 +151,10 @@ def test_a_study_sets_the_plain_base_and_an_update_beside_the_run(data, tmp_path
   found = json.loads((folder / "results.json").read_text())
   update = found["update"]
   assert update["expert"] == 2  # Domains are lower, upper, digits, ...
-  assert update["models"]["iclm"]["others_max_change_nats"] == 0.0
-  assert update["models"]["plain base"]["others_max_change_nats"] > 0.0
+  ours, plain = update["models"]["iclm"], update["models"]["plain base"]
+  assert (ours["others"]["logits_changed"], ours["others"]["max_change_nats"]) == (0, 0.0)
+  assert plain["others"]["logits_changed"] > 0 and plain["others"]["max_change_nats"] > 0.0
+  assert ours["moved"] == [f"domain/{update['expert']}"] and plain["moved"] == ["base"]
   n = sum(x.size for x in jax.tree.leaves(result.run.params["domain"]))
   assert update["models"]["iclm"]["parameters_moved"] == n // 5
   assert set(found["forced"]) == {"test"} and found["plain_base"]["sets"]

@@ -75,17 +75,22 @@ def training_rows(c: config.Config) -> grain.MapDataset:
   return pipeline.mixture(sources, weights, c.seed, [not s.acre for s in c.data.train.values()])
 
 
-def make_tokenizer(c: config.Config, training: grain.MapDataset) -> Tokenizer:
-  """The tokenizer of a file, or a small one trained on random rows of the run.
+def sample(c: config.Config, training: grain.MapDataset, n: int) -> list[Example]:
+  """Examples of random rows of a run.
 
-  Not on its first rows, because a curriculum holds back what later ones are about.
+  Not of its first rows, because a curriculum holds back what later ones are about.
   """
+  rng, n_rows = random.Random(c.seed), c.steps * c.batch_size
+  indices = (rng.randrange(n_rows) for _ in itertools.count())
+  return list(itertools.islice(_flat(training, indices), n))
+
+
+def make_tokenizer(c: config.Config, training: grain.MapDataset) -> Tokenizer:
+  """The tokenizer of a file, or a small one trained on examples of the run."""
   t = c.data.tokenizer
   if t.path:
     return tokenizer.load(pathlib.Path(t.path).expanduser())
-  rng, n_rows = random.Random(c.seed), c.steps * c.batch_size
-  indices = (rng.randrange(n_rows) for _ in itertools.count())
-  found = itertools.islice(_flat(training, indices), t.texts)
+  found = sample(c, training, t.texts)
   return tokenizer.train(_texts(found), t.vocab_size, SPLITS[t.split])
 
 

@@ -1,0 +1,115 @@
+"""All that interventions, independence and routes say of a model, as one JSON-able dict."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iclm import axes, compose
+from iclm.data.records import Example
+from iclm.evals import independence, interventions, probing, routing
+from iclm.evals.accuracy import Scores
+from iclm.evals.subject import Messages, Subject
+
+# Of the independence report and the calibration; each row of the report names its own n.
+N_PERMUTATIONS, N_STATES, N_BINS, N_FOLDS, RIDGE, LEVEL = 199, 8, 10, 5, 1e-2, 0.95
+MAX_EXPERTS = 8  # Pairs of domain experts grow with the square of their number.
+
+
+def intervene(
+  subject: Subject, examples: Sequence[Example], reference: Sequence[Example], seed: int
+) -> dict[str, Any]:
+  """Effects of interventions, and the quality of the routes; see `interventions` and `routing`.
+
+  Args:
+    reference: training examples, whose messages stand in for those knocked out.
+  """
+  measured = interventions.measure(subject, examples, reference, seed)
+  found = interventions.report(measured, examples, subject.config.experts.count, seed)
+  if subject.config.bottleneck.kind != "none":
+    found["interchange"] = interventions.interchange(subject, examples, seed)
+  routed = _routes(subject, examples, measured.without)
+  return {"interventions": found, "routing": routed | {"regret_nats": found["regret_nats"]}}
+
+
+def _routes(subject: Subject, examples: Sequence[Example], scores: Scores) -> dict[str, Any]:
+  domains, domain_N = np.unique([e.domain for e in examples], return_inverse=True)
+  return routing.report(
+    domain_N,
+    scores.index_N,
+    scores.confidence_N,
+    domains=[str(d) for d in domains],
+    n_experts=subject.config.experts.count,
+    n_bins=N_BINS,
+    paraphrase_N=None,
+    seeds_SN=None,
+  )
+
+
+def independence_of(subject: Subject, examples: Sequence[Example], seed: int) -> dict[str, Any]:
+  """How dependent the streams are, what a probe reads in them, and the worst domain.
+
+  Of examples on one context only the first counts: the estimators take rows as independent. A
+  message is that at the first predicted position, drawn, not its mean. The pair of the streams is
+  compared unconditionally and within the answer's first choice of words; two domain experts within
+  the same, each being made to serve every example.
+  """
+  alone = list({e.prompt.rpartition("\n")[0] or e.prompt: e for e in reversed(examples)}.values())
+  keys = jax.random.split(jax.random.key(seed), subject.config.experts.count + 1)
+  answer_N = np.unique([e.answer for e in alone], return_inverse=True)[1]
+  said = subject.messages(alone, key=keys[-1])
+  pairs = []
+  if len(said.z_SNPZ) > 1:
+    x_NZ, y_NZ = said.z_SNPZ[:, :, 0]
+    pairs = [
+      independence.Pair(f"{axes.INVARIANT}, {axes.DOMAIN}", x_NZ, y_NZ, None),
+      independence.Pair(f"{axes.INVARIANT}, {axes.DOMAIN} | answer", x_NZ, y_NZ, answer_N),
+    ]
+  pairs += _domain_pairs(subject, alone, answer_N, keys)
+  rows = independence.report(
+    pairs,
+    n_permutations=N_PERMUTATIONS,
+    n_features=subject.config.dependence.features,
+    n_states=N_STATES,
+    seed=seed,
+  )
+  right = subject.score(examples).correct_N
+  domain_N = np.array([e.domain for e in examples])
+  by_domain = {str(d): right[domain_N == d] for d in np.unique(domain_N)}
+  return {
+    "independence": rows,
+    "probes": _probes(subject, alone, said, seed),
+    "worst_domain": independence.worst_domain(by_domain, level=LEVEL),
+  }
+
+
+def _domain_pairs(subject: Subject, alone, answer_N, keys) -> list[independence.Pair]:
+  """Every two domain experts on the same examples, which each of them is made to serve."""
+  n = subject.config.experts.count
+  first = min(n, MAX_EXPERTS)
+  to = lambda e: compose.Intervention(swap_E=jnp.full(n, e))
+  said_ENZ = [subject.messages(alone, to(e), key=keys[e]).z_SNPZ[-1, :, 0] for e in range(first)]
+  return [
+    independence.Pair(f"{axes.DOMAIN} {e}, {axes.DOMAIN} {f} | answer", *both, answer_N)
+    for (e, f), both in zip(
+      itertools.combinations(range(first), 2), itertools.combinations(said_ENZ, 2), strict=True
+    )
+  ]
+
+
+def _probes(
+  subject: Subject, alone: Sequence[Example], said: Messages, seed: int
+) -> dict[str, dict[str, Any]]:
+  """stream -> label ("domain", "group") -> what a linear probe reads of it in the message."""
+  found: dict[str, dict[str, Any]] = {}
+  for name, z_NPZ in zip(compose.streams(subject.config), said.z_SNPZ, strict=True):
+    found[name] = {}
+    for label in ("domain", "group"):
+      label_N = np.unique([getattr(e, label) for e in alone], return_inverse=True)[1]
+      found[name][label] = probing.probe(
+        z_NPZ[:, 0], label_N, n_folds=N_FOLDS, ridge=RIDGE, level=LEVEL, seed=seed
+      )
+  return found
