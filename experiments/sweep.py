@@ -1,0 +1,189 @@
+"""Run every system of a sweep with every seed, some at a time, and gather one table.
+
+  python -m experiments.sweep --sweep=configs/sweeps/mechanisms.py --workdir=runs/sweep --jobs=2
+
+A run is `experiments.train` in a folder of its own, WORKDIR/SYSTEM/SEED. The same command goes on:
+finished runs are skipped, others go on from their checkpoints, and one that fails is tried again.
+"""
+
+import concurrent.futures
+import csv
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.table
+from absl import flags
+
+from experiments import cli
+from iclm import config
+from iclm.config import InputError
+from iclm.evals import statistics
+
+LEVEL = 0.95
+COLUMNS = ("system", "seed", "set", "group", "n", "accuracy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One run: a system, a seed, and what it changes of the sweep's config."""
+
+  system: str
+  seed: int
+  folder: pathlib.Path
+  config_file: str
+  changes: dict[str, Any]
+
+  @property
+  def command(self) -> list[str]:
+    """The command line that trains it."""
+    keys = [f"--config.{key}={value}" for key, value in self.changes.items()]
+    train = [sys.executable, "-m", "experiments.train", f"--config={self.config_file}"]
+    return [*train, f"--workdir={self.folder}", *keys, f"--config.seed={self.seed}"]
+
+  @property
+  def done(self) -> bool:
+    """results.json is written last, and at once."""
+    return (self.folder / "results.json").exists()
+
+
+def main(flag: flags.FlagValues) -> int:
+  folder = pathlib.Path(flag.workdir)
+  jobs = jobs_of(_load(pathlib.Path(flag.sweep)), folder, flag.override)
+  dead = run(jobs, flag.jobs, flag.tries)
+  rows = gather(jobs)
+  if rows:
+    write_table(folder / "table.csv", rows)
+    show(rows)
+  for job in dead:
+    print(f"{job.system}/{job.seed} failed {flag.tries} times; see {job.folder / 'log.txt'}")
+  return 1 if dead else 0
+
+
+def _load(path: pathlib.Path) -> Any:
+  if not path.is_file():
+    there = sorted(map(str, path.parent.glob("*.py")))
+    raise InputError(f"there is no sweep {path}; {config.nearest(str(path), there)}")
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_sweep"):
+    raise InputError(f"{path} has no get_sweep()")
+  return module.get_sweep()
+
+
+def jobs_of(sweep: Any, folder: pathlib.Path, overrides: Sequence[str]) -> list[Job]:
+  """Every system with every seed, seeds first, so that an interrupted sweep has all systems.
+
+  Args:
+    overrides: "key=value" for every run, over those of the sweep and of its systems.
+
+  Raises:
+    InputError: nothing to run, an override without =, or two systems that are the same run.
+  """
+  for text in overrides:
+    if "=" not in text:
+      raise InputError(f"--override={text} must be key=value, such as steps=100")
+  last = dict(text.split("=", 1) for text in overrides)
+  merged = {
+    system: dict(sweep.every) | dict(changes) | last for system, changes in sweep.systems.items()
+  }
+  if not merged or not sweep.seeds:
+    raise InputError("the sweep names no system or no seed; there is nothing to run")
+  seen: dict[str, str] = {}
+  for system, changes in merged.items():
+    same = seen.setdefault(json.dumps(changes, sort_keys=True, default=str), system)
+    if same != system:
+      raise InputError(f"systems {same!r} and {system!r} of the sweep are the same run; remove one")
+  return [
+    Job(system, seed, folder / system / str(seed), sweep.config, changes)
+    for seed in sweep.seeds
+    for system, changes in merged.items()
+  ]
+
+
+def run(jobs: Sequence[Job], n_at_a_time: int, tries: int) -> list[Job]:
+  """Runs what is not done yet; returns the jobs that failed as often as allowed."""
+  todo = [job for job in jobs if not job.done]
+  print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them done", flush=True)
+  dead = []
+  with concurrent.futures.ThreadPoolExecutor(n_at_a_time) as pool:
+    running = {pool.submit(_attempt, job, tries): job for job in todo}
+    for n, finished in enumerate(concurrent.futures.as_completed(running), 1):
+      job = running[finished]
+      told = "done" if finished.result() else "FAILED"
+      print(f"[{n}/{len(todo)}] {job.system}, seed {job.seed}: {told}", flush=True)
+      if not finished.result():
+        dead.append(job)
+  return dead
+
+
+def _attempt(job: Job, tries: int) -> bool:
+  job.folder.mkdir(parents=True, exist_ok=True)
+  for _ in range(tries):
+    with open(job.folder / "log.txt", "a") as log:
+      done = subprocess.run(job.command, stdout=log, stderr=subprocess.STDOUT, check=False)
+    if done.returncode == 0 and job.done:
+      return True
+    if done.returncode == 2:  # Bad input stays bad.
+      return False
+  return False
+
+
+def gather(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+  """One row per finished run, set and group; group "all" is the whole set."""
+  rows = []
+  for job in filter(lambda job: job.done, jobs):
+    sets = json.loads((job.folder / "results.json").read_text())["sets"]
+    for name, found in sets.items():
+      for group, g in {"all": found, **found["by_group"]}.items():
+        values = (job.system, job.seed, name, group, g["n"], g["accuracy"])
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+  return rows
+
+
+def write_table(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+  """Writes the tidy table, one accuracy per line."""
+  with open(path, "w", newline="") as file:
+    writer = csv.DictWriter(file, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+  """Prints mean and interval over seeds of every system on every set."""
+  whole = [row for row in rows if row["group"] == "all"]
+  sets = list(dict.fromkeys(row["set"] for row in whole))
+  table = rich.table.Table("system", "seeds", *sets, title="Accuracy, mean and 95 % interval")
+  for system in dict.fromkeys(row["system"] for row in whole):
+    mine = [row for row in whole if row["system"] == system]
+    cells = [_cell([row["accuracy"] for row in mine if row["set"] == name]) for name in sets]
+    table.add_row(system, str(len({row["seed"] for row in mine})), *cells)
+  rich.console.Console().print(table)
+
+
+def _cell(values: Sequence[float]) -> str:
+  found = statistics.t_interval(np.array(values, float), level=LEVEL)
+  if found.low is None:
+    return f"{np.mean(values):.3f}" if values else "-"
+  return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("sweep", None, "A file of configs/sweeps/.")
+  flags.DEFINE_string("workdir", None, "The folder of all runs.")
+  flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
+  flags.DEFINE_integer(
+    "tries", 2, "How often a run is started before it counts as dead.", lower_bound=1
+  )
+  flags.DEFINE_multi_string("override", [], "key=value for every run, such as steps=100.")
+  flags.mark_flags_as_required(["sweep", "workdir"])
+  cli.run(main)

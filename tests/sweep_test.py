@@ -1,0 +1,88 @@
+"""Sweeps: what runs, what is skipped, what is tried again, and the one table."""
+
+import csv
+import json
+import sys
+
+import pytest
+from ml_collections import config_dict
+
+from experiments import sweep
+from iclm.config import InputError
+
+SWEEP = config_dict.create(
+  config="configs/quickstart.py",
+  every=(("steps", 10),),
+  systems={"a": (), "b": (("experts.kind", "none"), ("steps", 20))},
+  seeds=(0, 1),
+)
+
+
+class Fake(sweep.Job):
+  """Instead of training, fails once where its system says so, then writes its result."""
+
+  @property
+  def command(self):
+    fails = {"b": "first", "dead": "always"}.get(self.system, "never")
+    script = f"""
+import json, pathlib, sys
+folder = pathlib.Path({str(self.folder)!r})
+tried = folder / "tried"
+again, _ = tried.exists(), tried.write_text("")
+if {fails!r} == "always" or ({fails!r} == "first" and not again):
+  sys.exit(3)
+sets = {{"test": {{"n": 4, "accuracy": 0.25 + 0.5 * {self.seed}, "by_group": {{"g": {{"n": 4,
+  "accuracy": 0.5}}}}}}}}
+(folder / "results.json").write_text(json.dumps({{"sets": sets}}))
+"""
+    return [sys.executable, "-c", script]
+
+
+def fake(job):
+  return Fake(job.system, job.seed, job.folder, job.config_file, job.changes)
+
+
+def test_systems_and_seeds_become_commands(tmp_path):
+  jobs = sweep.jobs_of(SWEEP, tmp_path, ["data.dir=x=y"])
+  assert [(j.system, j.seed) for j in jobs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+  assert jobs[3].command[2:] == [
+    "experiments.train", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'b' / '1'}",
+    "--config.steps=20", "--config.experts.kind=none", "--config.data.dir=x=y", "--config.seed=1",
+  ]  # fmt: skip
+
+
+def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
+  jobs = [fake(job) for job in sweep.jobs_of(SWEEP, tmp_path, [])]
+  dead = fake(sweep.Job("dead", 0, tmp_path / "dead" / "0", "", {}))
+  assert sweep.run([*jobs, dead], 2, tries=2) == [dead]
+  assert "5 runs, 0 of them done" in capsys.readouterr().out
+  assert sweep.run([*jobs, dead], 2, tries=1) == [dead]
+  assert "5 runs, 4 of them done" in capsys.readouterr().out
+  rows = sweep.gather([*jobs, dead])
+  sweep.write_table(tmp_path / "table.csv", rows)
+  sweep.show(rows)
+  # 0.25 and 0.75: mean 0.5, s = 0.354, t = 12.71 at one degree: +- 12.71 * 0.354 / sqrt 2 = 3.177.
+  assert "0.500" in capsys.readouterr().out
+  with open(tmp_path / "table.csv") as file:
+    lines = list(csv.DictReader(file))
+  assert len(lines) == 8
+  assert lines[0] == {"system": "a", "seed": "0", "set": "test", "group": "all", "n": "4",
+                      "accuracy": "0.25"}  # fmt: skip
+
+
+def test_what_is_wrong_with_a_sweep_is_said(tmp_path):
+  twins = config_dict.create(config="c", every=(), systems={"a": (), "b": ()}, seeds=(0,))
+  with pytest.raises(InputError, match="'a' and 'b' of the sweep are the same run"):
+    sweep.jobs_of(twins, tmp_path, [])
+  empty = config_dict.create(config="c", every=(), systems={}, seeds=(0,))
+  with pytest.raises(InputError, match="nothing to run"):
+    sweep.jobs_of(empty, tmp_path, [])
+  with pytest.raises(InputError, match="must be key=value"):
+    sweep.jobs_of(SWEEP, tmp_path, ["steps"])
+  with pytest.raises(InputError, match=r"no sweep configs/sweeps/mechanism\.py.*mechanisms\.py"):
+    sweep._load(__import__("pathlib").Path("configs/sweeps/mechanism.py"))
+
+
+def test_the_sweeps_of_the_repo_name_configs_that_load():
+  found = sweep._load(__import__("pathlib").Path("configs/sweeps/mechanisms.py"))
+  assert json.dumps(dict(found.systems["dense"]))
