@@ -11,6 +11,7 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["iclm", "iclm.*", "experiments", "configs"]),
+  package_data={"iclm.audit": ["*.j2"]},
   install_requires=[
     "absl-py>=2.1",
     "array_record>=0.8",
@@ -18,6 +19,7 @@ setuptools.setup(
     "grain>=0.2.18",
     "jax>=0.10.2",
     "jaxtyping>=0.3.11",
+    "jinja2>=3.1",
     "ml-collections>=1.1",
     "numpy>=2.0",
     "optax>=0.2.8",

@@ -11,7 +11,7 @@ FLOORS = (
   ("compose",),
   ("step", "checkpoints"),
   ("evals", "workdir", "progress"),
-  ("train",),
+  ("train", "audit"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LINEN = ("nn", "experts", "sharding", "compose")

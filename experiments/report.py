@@ -1,0 +1,27 @@
+"""Write one HTML page about a run.
+
+python -m experiments.report --workdir=runs/quickstart [--examined=OUT.json] --out=report.html
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+from iclm import workdir
+from iclm.audit import report
+
+
+def main(flag: flags.FlagValues) -> int:
+  examined = pathlib.Path(flag.examined) if flag.examined else None
+  workdir.write_text(pathlib.Path(flag.out), report.render(pathlib.Path(flag.workdir), examined))
+  print(f"wrote {flag.out}")
+  return 0
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "The folder of a complete run.")
+  flags.DEFINE_string("examined", None, "What experiments.evaluate wrote of it, with examinations.")
+  flags.DEFINE_string("out", None, "Where the page goes.")
+  flags.mark_flags_as_required(["workdir", "out"])
+  cli.run(main)
