@@ -12,7 +12,7 @@ import grain
 
 from iclm import config
 from iclm.config import InputError
-from iclm.data import acre, builders, overlap, pipeline, records, rows, tokenizer
+from iclm.data import acre, builders, overlap, pipeline, raven, records, rows, tokenizer
 from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
 
@@ -42,13 +42,15 @@ def examples(source: config.Source, data: config.Data) -> Sequence[Example]:
 
 
 def read(path: str) -> list[Example]:
-  """The records of a jsonl file; those of ACRE get their domain and query type from the solver."""
+  """The records of a jsonl file; those of ACRE and RAVEN get domain and group from the solvers."""
   return [_labelled(example) for example in records.load(pathlib.Path(path).expanduser())]
 
 
 def _labelled(example: Example) -> Example:
-  """ACRE records come without a query type: the solver tells, and the form is their domain."""
-  known = None if example.group != "all" else acre.label(example.prompt)
+  """Published records come without a group: a solver tells it, and the form is their domain."""
+  if example.group != "all":
+    return example
+  known = acre.label(example.prompt) or raven.label(example.prompt)
   if known is None:
     return example
   domain, group = known

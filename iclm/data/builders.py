@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from iclm.config import InputError
-from iclm.data import acre, mechanisms
+from iclm.data import acre, mechanisms, raven
 from iclm.data.records import Example
 
 SEED = 0  # Of every stored data set.
@@ -106,7 +106,24 @@ class Mechanisms(ExampleBuilder):
     return (mechanisms.example(task, split, SEED, i) for i in range(n))
 
 
-BUILDERS = {"acre": Acre, "mechanisms": Mechanisms}
+class Raven(ExampleBuilder):
+  """RAVEN in three configurations, two forms and three tasks; see `iclm.data.raven`."""
+
+  BUILDER_CONFIGS = [  # noqa: RUF012, the name is TFDS's.
+    SizedConfig(
+      name=name,
+      description=f"{form} prompts of {configuration}, {task} answers",
+      sizes={split: 10_000 if split == "iid_train" else 2_000 for split in raven.SPLITS},
+    )
+    for name, (configuration, form, task) in raven.CONFIGS.items()
+  ]
+
+  def examples(self, split: str, n: int) -> Iterable[Example]:
+    which = raven.CONFIGS[self.config.name]
+    return (raven.example(*which, split, SEED, i) for i in range(n))
+
+
+BUILDERS = {"acre": Acre, "mechanisms": Mechanisms, "raven": Raven}
 
 
 class Stored(Sequence[Example]):
@@ -142,9 +159,9 @@ def load(builder: str, split: str, data_dir: str) -> Stored:
   halfway leaves no data set, and of several that prepare at once the first one's stays.
 
   Args:
-    builder: builder and config, "acre/symbolic", "acre/text", or "mechanisms/" and a task, which is
-      one of "default", "easy", "full" and "hard".
-    split: a key of `acre.SPLITS`, or of `mechanisms.splits` of the task.
+    builder: builder and config, such as "acre/symbolic", "mechanisms/default" or
+      "raven/center_single_text_open".
+    split: one of the config's own.
     data_dir: the folder of all TFDS data sets; made if need be.
 
   Returns:
