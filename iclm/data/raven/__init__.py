@@ -10,12 +10,21 @@ in the wording of Gendron et al., arXiv 2402.02636; written from measured facts 
 
 from iclm.data.raven.examples import CONFIGS, SPLITS, example, label
 from iclm.data.raven.solver import Score, Solution, predict, score, solve
-from iclm.data.raven.world import CONFIGURATIONS, FORMS, Prompt, parse, parse_panel, verbalise
+from iclm.data.raven.world import (
+  CONFIGURATIONS,
+  FORMS,
+  LETTERS,
+  Prompt,
+  parse,
+  parse_panel,
+  verbalise,
+)
 
 __all__ = [
   "CONFIGS",
   "CONFIGURATIONS",
   "FORMS",
+  "LETTERS",
   "SPLITS",
   "Prompt",
   "Score",

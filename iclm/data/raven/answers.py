@@ -12,15 +12,18 @@ eight, however well he reads.
 
 Source: the published sets are those of Zhang et al., "RAVEN", CVPR 2019. Bisection by attributes:
 Hu et al., "Stratified Rule-Aware Network for Abstract Visual Reasoning", arXiv 2002.06838
-(I-RAVEN). Deviation: there the other value is uniform among the rest, which leaves the more likely
-value as a hint where values are not equally likely, as under arithmetic or a progression.
+(I-RAVEN). Deviation: the other values are drawn as the right ones are. Uniform ones would leave the
+more likely value as a hint, since arithmetic and progressions end on some values more often.
 """
 
 import math
 import random
+from collections.abc import Sequence
+from typing import Any
 
 from iclm.data.raven import problems, rules
 from iclm.data.raven.problems import Part, Problem, Traits
+from iclm.data.raven.rules import Mask
 from iclm.data.raven.world import ATTRIBUTES, Configuration, Panel
 
 N_WRONG = 7
@@ -39,12 +42,13 @@ def draw_published(rng: random.Random, problem: Problem) -> list[Panel]:
   """
   right = tuple(part.traits[8] for part in problem)
   used, left = [_panel(right)], _values_left(problem)
-  expected = _determined(problem, used[0])
+  masks = [part.mask for part in problem]
+  expected = _determined(masks, used[0])
   while len(used) <= N_WRONG:
     i, name = rng.choice([key for key, n in left.items() if n])
     left[i, name] -= 1
     wrong = used[0]
-    while _determined(problem, wrong) == expected or any(_same(wrong, other) for other in used):
+    while _determined(masks, wrong) == expected or any(_same(wrong, other) for other in used):
       changed = right[i] | _change(rng, problem[i], name)
       wrong = _panel((*right[:i], changed, *right[i + 1 :]))
     used.append(wrong)
@@ -90,7 +94,6 @@ def draw_balanced(rng: random.Random, configuration: Configuration) -> tuple[Pro
   while True:
     problem = problems.draw(rng, configuration)
     names = [(i, a) for i, part in enumerate(problem) for a in _ruled(part)]
-    names = [(i, a) for i, a in names if len(rules.values_of(problem[i].table, a)) > 1]
     names += [(i, "layout") for i, part in enumerate(problem) if _has_slots(part)]
     if len(names) < _LEVELS:
       continue
@@ -101,7 +104,8 @@ def draw_balanced(rng: random.Random, configuration: Configuration) -> tuple[Pro
         (*answer[:i], answer[i] | {name: others[i][name]}, *answer[i + 1 :]) for answer in answers
       ]
     found = [_panel(answer) for answer in answers]
-    if len({_determined(problem, panel) for panel in found}) == len(found):
+    masks = [part.mask for part in problem]
+    if len({_determined(masks, panel) for panel in found}) == len(found):
       return problem, found[1:]
 
 
@@ -110,8 +114,8 @@ def _has_slots(part: Part) -> bool:
 
 
 def _ruled(part: Part) -> list[str]:
-  """The determined attributes that a rule is drawn for, which the angle's is not."""
-  return [a for a in part.mask.attributes if a != "angle"]
+  """The determined attributes with rules to choose from, which angle and outer colour have not."""
+  return [a for a in part.mask.attributes if len(part.table[a]) > 1]
 
 
 def _panel(answer: Answer) -> Panel:
@@ -122,5 +126,5 @@ def _same(one: Panel, other: Panel) -> bool:
   return [set(c) for c in one] == [set(c) for c in other]
 
 
-def _determined(problem: Problem, panel: Panel) -> tuple:
-  return tuple(rules.project(c, part.mask) for c, part in zip(panel, problem, strict=True))
+def _determined(masks: Sequence[Mask], panel: Panel) -> tuple[Any, ...]:
+  return tuple(map(rules.project, panel, masks))

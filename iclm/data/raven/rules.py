@@ -176,7 +176,7 @@ def _layout_rules() -> tuple[Rule, ...]:
 
 
 _STEPS, _NO = (-2, -1, 1, 2), (1.0, 0.0, 0.0, 0.0)
-Table = dict[str, tuple[Rule, ...]]  # Rules of each attribute, a constant one first.
+Table = dict[str, tuple[Rule, ...]]  # The rules of each attribute, constant first; often alone.
 _CENTRE: Table = {
   "size": _level_rules(range(6), _STEPS, (1 / 4, 1 / 4, 1 / 4, 1 / 4), 1),
   "colour": _level_rules(range(10), _STEPS, (1 / 4, 1 / 4, 1 / 4, 1 / 4), 0),
