@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from iclm.config import InputError
-from iclm.data import acre, builders, mechanisms
+from iclm.data import acre, builders, mechanisms, raven
 
-SIZES = {builders.Acre: 3, builders.Mechanisms: 40}  # Of every split.
+SIZES = {builders.Acre: 3, builders.Mechanisms: 40, builders.Raven: 3}  # Of every split.
 DEFAULT = mechanisms.TASKS["default"]
 
 
@@ -47,9 +47,19 @@ def test_mechanisms_are_stored_in_order(data_dir, name):
     builders.load(f"mechanisms/{name}", "iid_val", data_dir)[40]
 
 
+def test_raven_is_stored_in_order(data_dir):
+  for name in ("center_single_text_open", "distribute_four_symbolic_balanced"):
+    for split in raven.SPLITS:
+      which = raven.CONFIGS[name]
+      expected = [raven.example(*which, split, builders.SEED, i) for i in range(3)]
+      assert list(builders.load(f"raven/{name}", split, data_dir)) == expected
+
+
 def test_configs_hold_every_split_of_their_generator():
   for config in builders.Acre.BUILDER_CONFIGS:
     assert set(config.sizes) == set(acre.SPLITS)
+  for config in builders.Raven.BUILDER_CONFIGS:
+    assert set(config.sizes) == set(raven.SPLITS)
   for config in builders.Mechanisms.BUILDER_CONFIGS:
     assert set(config.sizes) == set(mechanisms.splits(mechanisms.TASKS[config.name]))
   assert [config.name for config in builders.Mechanisms.BUILDER_CONFIGS] == list(mechanisms.TASKS)
@@ -107,6 +117,7 @@ def test_one_that_is_interrupted_leaves_nothing_to_be_taken_for_data(data_dir, m
     ("acre", "iid_train", "'acre/"),
     ("mechanism/default", "iid_train", "'mechanisms/default'"),
     ("acre/text", "comp_publishd", "'comp_published'"),
+    ("raven/center_text_open", "iid_val", "'raven/center_single_text_open'"),
     ("mechanisms/default", "unseen", "'unseen_pairs'"),
     ("mechanisms/ful", "iid_train", "'mechanisms/full'"),
     ("mechanisms/full", "unseen_composition", "'unseen_compositions'"),
