@@ -5,7 +5,8 @@ determines. The form with eight answers exists twice: `published`, whose answers
 away, and `balanced`, whose answers do not.
 
 Source: Zhang et al., "RAVEN: A Dataset for Relational and Analogical Visual rEasoNing", CVPR 2019,
-in the wording of Gendron et al., arXiv 2402.02636; written from measured facts about the latter.
+in the wording of Gendron et al., arXiv 2402.02636. center_single is checked against the latter's
+file; the other two configurations rest on the stated rules, as no file of them was at hand.
 """
 
 from iclm.data.raven.examples import CONFIGS, SPLITS, example, label

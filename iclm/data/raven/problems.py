@@ -14,9 +14,9 @@ from iclm.data.raven.world import ATTRIBUTES, Component, Configuration, Entity, 
 
 UNIFORM = 1 / 4  # Share of problems in which all entities of a panel are alike.
 _MOST = 4  # Entities of a component.
+# Of a component: under "layout" its slots, in the order of mention, and under each attribute the
+# values of four entities in that order, whether or not as many stand there.
 Traits = dict[str, tuple[int | None, ...]]
-"""Of a component, "layout": its slots in the order of mention; and each attribute's values, in the
-order of the slots, four whether or not as many entities stand there."""
 
 
 class Part(NamedTuple):
