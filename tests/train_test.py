@@ -33,7 +33,7 @@ def small_config(data: pathlib.Path, **changes):
   c.experts.update(count=2, rank=2, dropout=0.1)
   c.bottleneck.width = 4
   c.router.update(width=4, tau_steps=10)
-  c.optimizer.warmup = 3
+  c.optimizer.update(kind="muon", warmup=3)  # Its state is the harder one to keep.
   c.dependence.update(given="none", features=8)
   c.data.train = {"mechanisms": base.source(jsonl=str(data))}
   c.data.domains = mechanisms.TASKS["default"].surfaces
