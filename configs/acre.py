@@ -2,6 +2,10 @@
 
   python -m experiments.train --config=configs/acre.py --workdir=runs/acre
 
+Result (seed 0, two cores, 56 minutes beside other work, commit 13b9d56), real validation files,
+exact match: symbolic 0.991, 0.992, 0.984 (IID, Comp, Sys), text 0.994, 0.994, 0.989; the indirect
+questions alone 0.957, 0.963, 0.914 and 0.977, 0.977, 0.961.
+
 Against the plateau at which objects are not yet told apart: three views of one object each at
 first, many questions per context, prefix attention, heads that attend to their like, and Muon.
 """
