@@ -31,6 +31,11 @@ def get_config():
   c.checkpoint.update(every=600, keep=2, best=0)
   c.study.plain_base = True
   c.study.shift.update(
-    surface="digits", operation="reverse", becomes="rotate", examples=500, steps=300
+    surface="digits",
+    operation="reverse",
+    becomes="rotate",
+    examples=500,
+    steps=300,
+    base_lr=3e-4,
   )
   return c
