@@ -1,6 +1,6 @@
 """How every command starts and ends: flags, one sentence for bad input, exit codes.
 
-0 done   2 bad input   3 the run stopped itself   143 interrupted by SIGTERM, resumable
+0 done   2 bad input   3 the run stopped itself   143 interrupted, resumable
 """
 
 import os
@@ -31,6 +31,9 @@ def run(main: Callable[[Any], int | None]) -> None:
       return main(flags.FLAGS) or 0
     except config.InputError as error:
       return _say(str(error))
+    except train.Interrupted as error:
+      print(error)
+      return INTERRUPTED
     except train.RunStopped as error:
       print(f"stopped: {error}", file=sys.stderr)
       return 3
@@ -49,7 +52,7 @@ def _parse(argv: list[str]) -> list[str]:
   except flags.Error as error:
     sentence = str(error)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    sentence = str(error.args[0] if error.args else error)
+    sentence = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
   except OSError as error:
     sentence = f"cannot read the config {error.filename or ''}: {error.strerror or error}"
   sys.exit(_say(" ".join(sentence.split())))

@@ -26,6 +26,7 @@ N_REFERENCE = 512  # Training examples whose messages stand in for those knocked
 
 def main(flag: flags.FlagValues) -> int:
   out = pathlib.Path(flag.out)
+  workdir.check_can_be_written(out)
   examples = {path: assemble.read(path) for path in flag.data}
   run = workdir.load_run(pathlib.Path(flag.workdir))
   scorer = accuracy.make_scorer(run.config, run.model)

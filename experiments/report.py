@@ -13,8 +13,10 @@ from iclm.audit import report
 
 
 def main(flag: flags.FlagValues) -> int:
+  out = pathlib.Path(flag.out)
+  workdir.check_can_be_written(out)
   examined = pathlib.Path(flag.examined) if flag.examined else None
-  workdir.write_text(pathlib.Path(flag.out), report.render(pathlib.Path(flag.workdir), examined))
+  workdir.write_text(out, report.render(pathlib.Path(flag.workdir), examined))
   print(f"wrote {flag.out}")
   return 0
 

@@ -23,12 +23,30 @@ NO_TERMS = dict.fromkeys((f.name for f in dataclasses.fields(config.Loss)), 0.0)
 N_TEST = 500  # Examples of the shifted operation that the update is scored on.
 
 
+def check(c: Config) -> None:
+  """Raises InputError where the shift that a study asks for is none, before anything is trained."""
+  s = c.study.shift
+  if s.surface:
+    task = mechanisms.TASKS["default"]
+    mechanisms.shift(task, s.surface, s.operation, s.becomes, part="test", seed=c.seed, n=0)
+
+
+def fit(c: Config, folder: pathlib.Path, title: str) -> train.Result:
+  """Trains to the end; train.Interrupted where it was told to stop before."""
+  result = train.fit(c, folder, title)
+  if result.interrupted:
+    raise train.Interrupted(
+      f"interrupted at step {result.run.step}; the same command goes on from there"
+    )
+  return result
+
+
 def report(c: Config, folder: pathlib.Path, result: train.Result) -> None:
   """Runs what the study asks for, prints one table each, and adds it all to results.json."""
   found: dict[str, Any] = {}
   plain = None
   if c.study.plain_base:
-    plain = train.fit(_plain(c), folder / "plain_base", "plain base")
+    plain = fit(_plain(c), folder / "plain_base", "plain base")
   if c.experts.kind != "none":
     found["forced"] = _forced(c, result)
   if c.study.shift.surface:
@@ -102,7 +120,7 @@ def _retrain(
     evaluation=dataclasses.replace(c.evaluation, every=0, sets={}, best=""),
     checkpoint=dataclasses.replace(c.checkpoint, every=0, init_from=str(source)),
   )
-  return train.fit(changed, folder, f"update {folder.name}").run
+  return fit(changed, folder, f"update {folder.name}").run
 
 
 def _compare(before: workdir.Run, after: workdir.Run, shifted, others) -> dict[str, Any]:

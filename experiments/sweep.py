@@ -12,8 +12,10 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,11 +25,12 @@ import rich.table
 from absl import flags
 
 from experiments import cli
-from iclm import config
+from iclm import config, train
 from iclm.config import InputError
 from iclm.evals import statistics
 
 LEVEL = 0.95
+DONE = "done"  # Marks the folder of a run that came to its end.
 COLUMNS = ("system", "seed", "set", "group", "n", "accuracy")
 
 
@@ -50,14 +53,17 @@ class Job:
 
   @property
   def done(self) -> bool:
-    """results.json is written last, and at once."""
-    return (self.folder / "results.json").exists()
+    """A mark, not results.json, which a study adds to."""
+    return (self.folder / DONE).exists()
 
 
 def main(flag: flags.FlagValues) -> int:
   folder = pathlib.Path(flag.workdir)
   jobs = jobs_of(_load(pathlib.Path(flag.sweep)), folder, flag.override)
-  dead = run(jobs, flag.jobs, flag.tries)
+  with _Children() as children:
+    dead = run(jobs, flag.jobs, flag.tries, children)
+  if children.stopped:
+    raise train.Interrupted("interrupted; the same command goes on")
   rows = gather(jobs)
   if rows:
     write_table(folder / "table.csv", rows)
@@ -110,15 +116,52 @@ def jobs_of(sweep: Any, folder: pathlib.Path, overrides: Sequence[str]) -> list[
   ]
 
 
-def run(jobs: Sequence[Job], n_at_a_time: int, tries: int) -> list[Job]:
+class _Children:
+  """The running commands; SIGTERM and Ctrl-C stop them all, each after a checkpoint."""
+
+  def __init__(self):
+    self.stopped = False
+    self._running: set[subprocess.Popen] = set()
+    self._old: dict[int, Any] = {}
+
+  def __enter__(self):
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._old[number] = signal.signal(number, self._stop)
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, old in self._old.items():
+      signal.signal(number, old)
+
+  def _stop(self, *_) -> None:
+    self.stopped = True
+    for child in list(self._running):
+      child.terminate()
+
+  def call(self, command: Sequence[str], log: Any) -> int:
+    """Runs a command to its end, in a session of its own: Ctrl-C reaches it through here."""
+    child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    self._running.add(child)
+    if self.stopped:  # Between the check and the start.
+      child.terminate()
+    try:
+      return child.wait()
+    finally:
+      self._running.discard(child)
+
+
+def run(jobs: Sequence[Job], n_at_a_time: int, tries: int, children: _Children) -> list[Job]:
   """Runs what is not done yet; returns the jobs that failed as often as allowed."""
   todo = [job for job in jobs if not job.done]
   print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them done", flush=True)
   dead = []
   with concurrent.futures.ThreadPoolExecutor(n_at_a_time) as pool:
-    running = {pool.submit(_attempt, job, tries): job for job in todo}
+    running = {pool.submit(_attempt, job, tries, children): job for job in todo}
     for n, finished in enumerate(concurrent.futures.as_completed(running), 1):
       job = running[finished]
+      if children.stopped and not finished.result():
+        continue
       told = "done" if finished.result() else "FAILED"
       print(f"[{n}/{len(todo)}] {job.system}, seed {job.seed}: {told}", flush=True)
       if not finished.result():
@@ -126,14 +169,17 @@ def run(jobs: Sequence[Job], n_at_a_time: int, tries: int) -> list[Job]:
   return dead
 
 
-def _attempt(job: Job, tries: int) -> bool:
-  job.folder.mkdir(parents=True, exist_ok=True)
+def _attempt(job: Job, tries: int, children: _Children) -> bool:
   for _ in range(tries):
+    if children.stopped:
+      return False
+    job.folder.mkdir(parents=True, exist_ok=True)
     with open(job.folder / "log.txt", "a") as log:
-      done = subprocess.run(job.command, stdout=log, stderr=subprocess.STDOUT, check=False)
-    if done.returncode == 0 and job.done:
+      code = children.call(job.command, log)
+    if code == 0:
+      (job.folder / DONE).touch()
       return True
-    if done.returncode == 2:  # Bad input stays bad.
+    if code == 2:  # Bad input stays bad.
       return False
   return False
 

@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli, study
-from iclm import config, train
+from iclm import config
 
 
 def main(flag: flags.FlagValues) -> int:
@@ -21,12 +21,10 @@ def main(flag: flags.FlagValues) -> int:
     there = sorted(map(str, path.parent.glob("*.py")))
     raise config.InputError(f"there is no config {path}; {config.nearest(str(path), there)}")
   c = config.from_config_dict(flag.config)
+  study.check(c)
   folder = pathlib.Path(flag.workdir)
-  result = train.fit(c, folder, "iclm")
-  if result.interrupted:
-    print(f"interrupted at step {result.run.step}; the same command goes on from there")
-    return cli.INTERRUPTED
-  return study.report(c, folder, result)
+  study.report(c, folder, study.fit(c, folder, "iclm"))
+  return 0
 
 
 if __name__ == "__main__":

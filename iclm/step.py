@@ -296,7 +296,8 @@ def eval_step(
   alone_logp, alone_hit = jnp.zeros(n), jnp.zeros(n, bool)
   if output.alone_SBTV is not None:
     alone_logp, alone_hit = jax.vmap(_score, (0, None))(output.alone_SBTV, batch.targets_BT)
-  rate = jnp.zeros(n) if output.rate_SBT is None else output.rate_SBT
+  silent = jnp.zeros((len(compose.streams(config)), *batch.tokens_BT.shape))  # No bottleneck.
+  rate = silent if output.rate_SBT is None else output.rate_SBT
   index_B, confidence_B = jnp.zeros(n[1], jnp.int32), jnp.ones(n[1])
   if output.routing is not None:
     first = (slice(None), *(0,) * (output.routing.index_B.ndim - 1))  # Of tokens: the first one's.

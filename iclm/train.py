@@ -29,6 +29,10 @@ class RunStopped(RuntimeError):
   """The run cannot usefully go on: non-finite steps, or routes that collapsed."""
 
 
+class Interrupted(RuntimeError):
+  """A run was told to end before its last step, and can go on."""
+
+
 class Result(NamedTuple):
   """What a run came to; `interrupted` by SIGTERM: the same command goes on from here."""
 
@@ -52,13 +56,15 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
   """
   step.check_weights(c)
   mesh = sharding.make_mesh(c.mesh)
-  workdir.claim(folder, c)
+  # Data at fault is told before the folder is this config's own.
   training = assemble.training_rows(c)
+  sets = {name: assemble.examples(source, c.data) for name, source in c.evaluation.sets.items()}
+  workdir.claim(folder, c)
   tokenizer = _tokenizer(c, folder, training)
   loader = assemble.loader(c, training, tokenizer, jax.process_index(), jax.process_count())
   model = compose.build(c, tokenizer.vocab_size, mesh)
   tx = optim.from_config(c)
-  evaluate = _Evaluator(c, model, tokenizer, mesh)
+  evaluate = _Evaluator(c, model, tokenizer, mesh, sets)
   k_init, k_run = jax.random.split(jax.random.key(c.seed))
   advance = step.make_train_step(c, model, tx, mesh)
   meta = {"config": to_dict(c), "tokenizer": tokenizer.to_json()}
@@ -68,7 +74,7 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
     restored = saves.restore(step.abstract_state(c, model, tx, mesh))
     state = restored.state if restored else _fresh(c, model, tx, mesh, k_init, loader)
     start = n = restored.step if restored else 0
-    begun, sets = time.monotonic(), {}
+    begun, scored = time.monotonic(), {}
     with Log(folder, start, c.steps, title) as log, _Sigterm() as stop:
       watch = _Watch(c, loader, log)
       with contextlib.closing(loader.iterate(start)) as batches:
@@ -78,20 +84,23 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
           watch.step(n, metrics)
           if evaluated := due(n, c.evaluation.every):
             watch.finish()
-            sets = evaluate(state.params, log, n)
+            scored = evaluate(state.params, log, n)
           if due(n, c.checkpoint.every) or stop.is_set():
             watch.finish()
-            best = sets[c.evaluation.best]["accuracy"] if evaluated and c.evaluation.best else None
+            best = (
+              scored[c.evaluation.best]["accuracy"] if evaluated and c.evaluation.best else None
+            )
             saves.save(n, state, meta, best)
-      if n == c.steps and not sets:  # It was complete already, and its log is.
-        sets = evaluate(state.params, None, n)
+      if n == c.steps and not scored:  # It was complete already, and its log is.
+        scored = evaluate(state.params, None, n)
   train_s = time.monotonic() - begun
   if n == c.steps:
-    data = assemble.provenance(training, c.steps * c.batch_size, evaluate.sets)
+    data = assemble.provenance(training, c.steps * c.batch_size, sets)
     provenance = workdir.provenance(c) | {"data": data}
-    results = {"sets": sets, "train_s": train_s, "provenance": provenance}
+    results = {"sets": scored, "train_s": train_s, "provenance": provenance}
     workdir.write_json(folder / "results.json", results)
-  return Result(workdir.Run(c, model, state.params, tokenizer, mesh, n), sets, train_s, n < c.steps)
+  run = workdir.Run(c, model, state.params, tokenizer, mesh, n)
+  return Result(run, scored, train_s, n < c.steps)
 
 
 def _tokenizer(c: Config, folder: pathlib.Path, training) -> Tokenizer:
@@ -152,18 +161,22 @@ def _fit_prototypes(c: Config, model, mesh, state: step.TrainState, key, loader:
 
 
 class _Evaluator:
-  """Scores the config's evaluation sets; reads them once, compiles once."""
+  """Scores the config's evaluation sets; compiles once."""
 
-  def __init__(self, c: Config, model: compose.Model, tokenizer: Tokenizer, mesh):
+  def __init__(
+    self,
+    c: Config,
+    model: compose.Model,
+    tokenizer: Tokenizer,
+    mesh,
+    sets: dict[str, Sequence[Example]],
+  ):
     self._c, self._tokenizer, self._mesh = c, tokenizer, mesh
-    self._scorer = accuracy.make_scorer(c, model)
-    self.sets: dict[str, Sequence[Example]] = {
-      name: assemble.examples(source, c.data) for name, source in c.evaluation.sets.items()
-    }
+    self._scorer, self._sets = accuracy.make_scorer(c, model), sets
 
   def __call__(self, params: Any, log: Log | None, n: int) -> dict[str, Any]:
     sets = {}
-    for name, examples in self.sets.items():
+    for name, examples in self._sets.items():
       args = self._scorer, params, examples, self._tokenizer, self._c, self._mesh
       sets[name] = accuracy.summarise(examples, accuracy.score(*args), self._c)
     flat = {
@@ -231,16 +244,21 @@ class _Watch:
 
 
 class _Sigterm:
-  """Turns SIGTERM into a flag, for as long as the loop runs."""
+  """Turns SIGTERM and the first Ctrl-C into a flag, for as long as the loop runs."""
 
   def __init__(self):
-    self._flag, self._old = threading.Event(), None
+    self._flag, self._old = threading.Event(), {}
 
   def __enter__(self) -> threading.Event:
     if threading.current_thread() is threading.main_thread():
-      self._old = signal.signal(signal.SIGTERM, lambda *_: self._flag.set())
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._old[number] = signal.signal(number, self._raise_flag)
     return self._flag
 
+  def _raise_flag(self, number: int, _) -> None:
+    self._flag.set()
+    signal.signal(number, self._old[number])  # The second one ends it at once.
+
   def __exit__(self, *_) -> None:
-    if self._old is not None:
-      signal.signal(signal.SIGTERM, self._old)
+    for number, old in self._old.items():
+      signal.signal(number, old)

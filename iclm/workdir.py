@@ -7,6 +7,7 @@ results.json    the final evaluation, with its provenance
 checkpoints/    see `iclm.checkpoints`
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -47,13 +48,20 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes beside the file and renames: a reader sees the old content or the new, never half."""
-  beside = path.with_name(f".{path.name}.{os.getpid()}")
+  beside = path.parent / f".{path.name}.{os.getpid()}"
   try:
     beside.write_text(text)
     os.replace(beside, path)
   except OSError as error:
-    beside.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      beside.unlink(missing_ok=True)
     raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def check_can_be_written(path: pathlib.Path) -> None:
+  """Raises InputError where a file cannot go, before long work is done for it."""
+  if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    raise InputError(f"cannot write {path}: name a file in a folder that can be written")
 
 
 def claim(workdir: pathlib.Path, c: Config) -> None:

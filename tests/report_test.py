@@ -22,6 +22,7 @@ RESULTS = {
   },
 }  # fmt: skip
 EXAMINED = {
+  "provenance": RESULTS["provenance"],
   "sets": [SET | {"path": f"a/{EVIL}"}],
   "interventions": {
     "domains": [EVIL], "force": [[0.0], [-0.5]], "knockout": [[None], [0.25]],
@@ -112,6 +113,13 @@ def test_shades_are_white_at_zero_and_grey_where_unknown():
 def test_a_run_without_results_is_told(tmp_path):
   with pytest.raises(InputError, match=r"no .*results\.json"):
     report.render(tmp_path, None)
+  (tmp_path / "out.json").write_text("[1]")
+  with pytest.raises(InputError, match=r"out\.json is not what experiments\.evaluate writes"):
+    report.render(write(tmp_path), tmp_path / "out.json")
+  other = EXAMINED | {"provenance": {"config_sha256": "0" * 64}}
+  (tmp_path / "out.json").write_text(json.dumps(other))
+  with pytest.raises(InputError, match="about another run"):
+    report.render(tmp_path, tmp_path / "out.json")
   (tmp_path / "results.json").write_text("{")
   with pytest.raises(InputError, match=r"cannot read .*results\.json"):
     report.render(tmp_path, None)

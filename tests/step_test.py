@@ -136,6 +136,14 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(batch):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads[1], grads[4])
 
 
+def test_a_model_without_a_bottleneck_has_rates_of_zero(batch):
+  c = tiny(bottleneck__kind="none", loss__beta=0.0, loss__dependence=0.0)
+  model = compose.build(c, VOCAB)
+  score = jax.jit(functools.partial(step.eval_step, config=c, model=model))
+  found = score(start().params, batch, None, compose.NOTHING)
+  assert found.rate_SBT.shape == (2, *batch.tokens_BT.shape) and not found.rate_SBT.any()
+
+
 def test_a_weight_that_weighs_nothing_is_refused():
   with pytest.raises(InputError, match=r"config\.loss\.balance = 0\.01 weighs nothing"):
     step.check_weights(tiny(router__kind="random"))

@@ -2,7 +2,12 @@
 
 import csv
 import json
+import os
+import pathlib
+import signal
 import sys
+import threading
+import time
 
 import pytest
 from ml_collections import config_dict
@@ -54,9 +59,10 @@ def test_systems_and_seeds_become_commands(tmp_path):
 def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
   jobs = [fake(job) for job in sweep.jobs_of(SWEEP, tmp_path, [])]
   dead = fake(sweep.Job("dead", 0, tmp_path / "dead" / "0", "", {}))
-  assert sweep.run([*jobs, dead], 2, tries=2) == [dead]
+  children = sweep._Children()
+  assert sweep.run([*jobs, dead], 2, 2, children) == [dead]
   assert "5 runs, 0 of them done" in capsys.readouterr().out
-  assert sweep.run([*jobs, dead], 2, tries=1) == [dead]
+  assert sweep.run([*jobs, dead], 2, 1, children) == [dead]
   assert "5 runs, 4 of them done" in capsys.readouterr().out
   rows = sweep.gather([*jobs, dead])
   sweep.write_table(tmp_path / "table.csv", rows)
@@ -70,6 +76,26 @@ def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
                       "accuracy": "0.25"}  # fmt: skip
 
 
+class Slow(sweep.Job):
+  """Waits until it is told to end."""
+
+  @property
+  def command(self):
+    return [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+def test_sigterm_ends_every_child_and_starts_no_other(tmp_path):
+  jobs = [Slow(f"s{i}", 0, tmp_path / str(i), "", {}) for i in range(4)]
+  begun = time.monotonic()
+  timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+  with sweep._Children() as children:
+    timer.start()
+    assert sweep.run(jobs, 2, 2, children) == []
+  assert children.stopped and time.monotonic() - begun < 30
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1"]
+  assert not any(job.done for job in jobs)
+
+
 def test_what_is_wrong_with_a_sweep_is_said(tmp_path):
   twins = config_dict.create(config="c", every=(), systems={"a": (), "b": ()}, seeds=(0,))
   with pytest.raises(InputError, match="'a' and 'b' of the sweep are the same run"):
@@ -80,9 +106,9 @@ def test_what_is_wrong_with_a_sweep_is_said(tmp_path):
   with pytest.raises(InputError, match="must be key=value"):
     sweep.jobs_of(SWEEP, tmp_path, ["steps"])
   with pytest.raises(InputError, match=r"no sweep configs/sweeps/mechanism\.py.*mechanisms\.py"):
-    sweep._load(__import__("pathlib").Path("configs/sweeps/mechanism.py"))
+    sweep._load(pathlib.Path("configs/sweeps/mechanism.py"))
 
 
 def test_the_sweeps_of_the_repo_name_configs_that_load():
-  found = sweep._load(__import__("pathlib").Path("configs/sweeps/mechanisms.py"))
+  found = sweep._load(pathlib.Path("configs/sweeps/mechanisms.py"))
   assert json.dumps(dict(found.systems["dense"]))

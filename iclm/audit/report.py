@@ -58,6 +58,8 @@ def render(folder: pathlib.Path, examined: pathlib.Path | None) -> str:
   """
   results = _json(folder / "results.json")
   more = {} if examined is None else _json(examined)
+  if examined is not None:
+    _check_same_run(folder, results, examined, more)
   metrics = _lines(folder / "metrics.jsonl")
   template = importlib.resources.files("iclm.audit").joinpath("report.html.j2")
   environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -79,6 +81,18 @@ def render(folder: pathlib.Path, examined: pathlib.Path | None) -> str:
     width=WIDTH,
     height=HEIGHT,
   )
+
+
+def _check_same_run(folder: pathlib.Path, results, examined: pathlib.Path, more) -> None:
+  try:
+    ours, theirs = (x["provenance"]["config_sha256"] for x in (results, more))
+    whole = all(s.keys() >= {"path", "n", "accuracy", "by_group"} for s in more["sets"])
+  except (AttributeError, KeyError, TypeError):
+    ours = theirs = whole = None
+  if not whole:
+    raise InputError(f"{examined} is not what experiments.evaluate writes; name its --out")
+  if ours != theirs:
+    raise InputError(f"{examined} is about another run than {folder}: their configs differ")
 
 
 def _json(path: pathlib.Path) -> Any:
