@@ -35,7 +35,7 @@ def get_config():
     operation="reverse",
     becomes="rotate",
     examples=500,
-    steps=900,
+    steps=600,
     lr=5e-3,
     base_lr=3e-4,
   )
