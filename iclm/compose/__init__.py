@@ -1,0 +1,18 @@
+"""The one apply: trunk -> route -> streams -> combine, with interventions as an argument.
+
+  tokens -> embed -> trunk -+-> router: prompt only --> index, weights
+                            +-> upper, no adapters ---> h_base                      (residual only)
+                            +-> upper, adapters of the invariant and of the chosen
+                                domain expert, as one batch -> messages z -> contributions u
+  residual:  logits = head(h_base + u_invariant + w u_domain)
+
+Source: Gendron et al. 2024 (arXiv 2402.02636), section 3. Deviations: one base and gathered
+adapters instead of K + 2 models; the router never sees answer or padding; messages are stochastic
+and metered; `residual` is ours (DESIGN of the project: a fresh model is its base bitwise).
+"""
+
+from iclm.compose.interface import NOTHING, Intervention, Model, Output
+from iclm.compose.model import build
+from iclm.compose.serving import check_finite, streams
+
+__all__ = ["NOTHING", "Intervention", "Model", "Output", "build", "check_finite", "streams"]

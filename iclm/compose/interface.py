@@ -1,0 +1,56 @@
+"""What goes into a composed model besides its inputs, and what comes out."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int
+
+from iclm.routing import Routing
+
+
+class Intervention(NamedTuple):
+  """What is done to the model; a field that is None is left alone and costs nothing.
+
+  route_B: expert per input, -1 leaves it alone. enabled_E: False masks the router's logits, so that
+  the expert's inputs re-route. use_invariant: False drops the invariant stream. swap_E: an input
+  routed to e is served by swap_E[e]. message_SBTZ where patch_SB: stream s of input b speaks with
+  this message instead of its own (interchange; the training mean of an expert is its knock-out).
+  """
+
+  route_B: Int[Array, "B"] | None = None
+  enabled_E: Bool[Array, "E"] | None = None
+  use_invariant: Bool[Array, ""] | None = None
+  swap_E: Int[Array, "E"] | None = None
+  message_SBTZ: Float[Array, "S B T Z"] | None = None
+  patch_SB: Bool[Array, "S B"] | None = None
+
+
+NOTHING = Intervention()
+
+
+class Output(NamedTuple):
+  """logits_BTV in float32. The rest is None where the model has no such part.
+
+  messages_SBTZ and rate_SBT (nats per position) are in the order of `streams`; alone_SBTV
+  is what each stream says alone, on request.
+  """
+
+  logits_BTV: Float[Array, "B T V"]
+  routing: Routing | None = None
+  messages_SBTZ: Float[Array, "S B T Z"] | None = None
+  rate_SBT: Float[Array, "S B T"] | None = None
+  alone_SBTV: Float[Array, "S B T V"] | None = None
+  prompt_BP: Float[Array, "B P"] | None = None  # What the router read, beside its prototypes.
+
+
+class Model(NamedTuple):
+  """Pure functions over one parameter tree.
+
+  init(key) -> boxed params: {"base", "invariant", "domain", "router", "combine"}, the parts that
+    the config has.
+  apply(params, batch, key, do, tau=, alone=) -> Output. `key=None` is deterministic: messages
+    take their mean, routes their argmax, nothing is dropped.
+  """
+
+  init: Callable[[Array], Any]
+  apply: Callable[..., Output]

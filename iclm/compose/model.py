@@ -1,0 +1,170 @@
+"""The one apply, and the parameters that it takes."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
+
+from iclm import axes, experts, routing, sharding
+from iclm.compose import serving
+from iclm.compose.interface import NOTHING, Intervention, Model, Output
+from iclm.config import Config
+from iclm.data.pipeline import Batch
+from iclm.nn import combine, transformer
+
+
+def build(config: Config, vocab_size: int, mesh: Mesh | None = None) -> Model:
+  """The model of a config.
+
+  Args:
+    mesh: rows are pinned to it where given; without one the compiler is free.
+  """
+  decoder = transformer.Decoder(config.model, vocab_size, config.experts.dropout)
+  if config.experts.kind == "none":
+    return Model(
+      lambda key: {"base": _init_base(decoder, key)}, functools.partial(_plain, config, decoder)
+    )
+  expert = experts.make(config)
+  init = functools.partial(_init, config, decoder, expert)
+  return Model(init, functools.partial(_apply, config, decoder, expert, mesh))
+
+
+def _init_base(decoder: transformer.Decoder, key: Array) -> Any:
+  tokens_BT, mask_BTT = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2, 2), bool)
+  params = decoder.init(key, tokens_BT, tokens_BT, mask_BTT)["params"]
+  if decoder.model.qk_init == "equal":
+    for name in params.keys() & {"trunk_layers", "upper_layers"}:
+      params[name] = transformer.equal_qk(dict(params[name]), decoder.model)
+  return params
+
+
+def _init(config: Config, decoder, expert: experts.Expert, key: Array) -> Any:
+  k_base, k_domain, k_invariant, k_router, k_head = jax.random.split(key, 5)
+  k_proj, k_prototypes = jax.random.split(k_router)
+  d, p, e = config.model.d_model, config.router.width, config.experts.count
+  params = {
+    "base": _init_base(decoder, k_base),
+    "domain": experts.stack(expert.init, k_domain, e),
+    "router": {
+      "projection_DP": _box(jax.random.normal(k_proj, (d, p)) * d**-0.5, (None, None)),
+      "prototypes_EP": _box(jax.random.normal(k_prototypes, (e, p)), (None, None)),
+    },
+  }
+  if config.experts.invariant:
+    params["invariant"] = expert.init(k_invariant)
+  if config.combine == "concat":
+    width = len(serving.streams(config)) * d
+    head = jax.random.normal(k_head, (width, decoder.vocab_size)) * width**-0.5
+    params["combine"] = {"head_CV": _box(head, (None, axes.VOCAB))}
+  return params
+
+
+def _box(value: Array, names: tuple[str | None, ...]) -> nn.LogicallyPartitioned:
+  return nn.LogicallyPartitioned(value, names)
+
+
+def _mask(config: Config, batch: Batch) -> Bool[Array, "B T T"]:
+  prefix_BT = batch.segment_BT == 1 if config.model.attention == "prefix" else None
+  return transformer.attention_mask(batch.segment_BT, prefix_BT)
+
+
+def _plain(config, decoder, params, batch, key=None, do=NOTHING, *, tau=None, alone=False):
+  """The plain base: no router, no experts, nothing to intervene on."""
+  if any(field is not None for field in do):
+    raise ValueError("the plain base has no router and no experts to intervene on")
+  args = batch.tokens_BT, batch.position_BT, _mask(config, batch)
+  return Output(decoder.apply({"params": params["base"]}, *args))
+
+
+def _apply(
+  config: Config,
+  decoder: transformer.Decoder,
+  expert: experts.Expert,
+  mesh: Mesh | None,
+  params: Any,
+  batch: Batch,
+  key: Array | None = None,
+  do: Intervention = NOTHING,
+  *,
+  tau: Float[Array, ""] | float | None = None,
+  alone: bool = False,
+) -> Output:
+  """See `Model`."""
+  k_route, k_drop, k_noise = (None,) * 3 if key is None else jax.random.split(key, 3)
+  pin = functools.partial(_pin, mesh)
+
+  def call(method: str, *args: Any) -> Array:
+    called: Any = decoder.apply({"params": params["base"]}, *args, method=method)
+    return pin(called)
+
+  shared = transformer.shared(config.model, batch.position_BT, _mask(config, batch), None)
+  embedded_BTD = call("embed", batch.tokens_BT)
+  x_BTD = call("trunk", embedded_BTD, shared)
+  base_BTD: Any = None
+  if config.combine == "residual" or config.router.reads == "base":
+    base_BTD = call("upper", x_BTD, {}, shared)
+
+  read_BTD = {"embed": embedded_BTD, "trunk": x_BTD, "base": base_BTD}[config.router.reads]
+  routed, prompt = _route(config, params["router"], read_BTD, batch, k_route, do, tau)
+
+  served = serving.serve(config, params, routed, batch.tokens_BT.shape[1])
+  repeat = lambda x: pin(jnp.repeat(x, served.n, axis=0))
+  shared = jax.tree.map(repeat, shared)._replace(weights_BTE=served.weights)
+  run = lambda layers: call("upper", repeat(x_BTD), layers, shared)
+  state = expert.apply(served.params, run, k_drop)
+  said, z, rate = serving.speak(config, expert, served, state, k_noise, do)
+  per_stream = functools.partial(serving.per_stream, config, served, routed)
+  spoken: Any = per_stream(said)
+  said_SBTD = spoken.astype(x_BTD.dtype)
+  if config.bottleneck.kind == "none" and config.combine == "residual":
+    said_SBTD = said_SBTD - base_BTD[None]  # The adapters' own effect on the state.
+
+  strength_SB = serving.strength(config, routed, do)
+  said_SBTD = jnp.where(strength_SB[..., None, None] == 0, 0, said_SBTD)
+  unembed = lambda h: decoder.apply({"params": params["base"]}, h, method="unembed")
+  head_CV = params["combine"]["head_CV"] if config.combine == "concat" else None
+  mix = combine.KINDS[config.combine](said_SBTD, base_BTD, head_CV, unembed)
+  alone_SBTV = None
+  if alone:
+    only_SSB = jnp.eye(len(strength_SB))[..., None] * jnp.ones_like(strength_SB)[None]
+    alone_SBTV = jnp.stack([mix(only_SB) for only_SB in only_SSB])
+  return Output(mix(strength_SB), routed, per_stream(z), per_stream(rate), alone_SBTV, prompt)
+
+
+def _route(config: Config, params: Any, read_BTD: Array, batch: Batch, key, do: Intervention, tau):
+  """Reads the prompt, and only the prompt. Returns the Routing and what was read, prompt_BP."""
+  r = config.router
+  if r.detach:
+    read_BTD = jax.lax.stop_gradient(read_BTD)
+  if r.level == "input":
+    read_BTD = routing.pool(read_BTD, batch.prompt_mask_BT)
+  prompt = transformer.rms_normalise(read_BTD, config.model.norm_eps) @ params["projection_DP"]
+  # Per token, what holds for an input holds for each of its tokens.
+  like_rows = lambda x_B: jnp.broadcast_to(
+    x_B[(..., *(None,) * (prompt.ndim - 2))], prompt.shape[:-1]
+  )
+  routed = routing.route(
+    r.kind,
+    prompt,
+    params["prototypes_EP"],
+    scale=r.scale,
+    tau=r.tau_end if tau is None else tau,
+    straight_through=r.straight_through,
+    key=key,
+    row_mask_B=batch.prompt_mask_BT.any(axis=1) if r.level == "input" else batch.segment_BT > 0,
+    hash_B=like_rows(routing.hash_tokens(batch.tokens_BT, batch.prompt_mask_BT)),
+    domain_B=like_rows(batch.domain_B),
+    enabled_E=do.enabled_E,
+    route_B=None if do.route_B is None else like_rows(do.route_B),
+    swap_E=do.swap_E,
+  )
+  return routed, prompt
+
+
+def _pin(mesh: Mesh | None, x: Array) -> Array:
+  """Rows stay where their input is."""
+  return x if mesh is None else jax.lax.with_sharding_constraint(x, sharding.rows(mesh))

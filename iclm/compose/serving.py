@@ -1,0 +1,120 @@
+"""Which parameters serve which row, what each row says, and how loud each stream is."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from iclm import axes, experts, information
+from iclm.compose.interface import Intervention
+from iclm.config import Config, InputError
+from iclm.routing import Routing
+
+
+def streams(config: Config) -> tuple[str, ...]:
+  """Names of the streams that a config runs, in their order."""
+  if config.experts.kind == "none":
+    return ()
+  return axes.STREAMS if config.experts.invariant else (axes.DOMAIN,)
+
+
+def is_block(config: Config) -> bool:
+  """Routes that spread over experts or tokens, or whose gradient does, cannot be gathered."""
+  r = config.router
+  return r.kind in ("soft", "uniform") or r.level == "token" or r.gradient == "all"
+
+
+def check_finite(config: Config, params: Any) -> None:
+  """Where every input meets all experts (block adapters, compute="all"), all must be finite.
+
+  Raises:
+    InputError: names an expert that is not.
+  """
+  if config.experts.kind == "none" or (config.compute == "routed" and not is_block(config)):
+    return
+  for path, x in jax.tree.leaves_with_path(params["domain"]):
+    bad_E = ~jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1)
+    if bad_E.any():
+      raise InputError(
+        f"expert {int(bad_E.argmax())} is not finite in {jax.tree_util.keystr(path)}, and under "
+        f"config.compute = {config.compute!r}, config.router.kind = {config.router.kind!r} every "
+        "input would feel it"
+      )
+
+
+class Served(NamedTuple):
+  """The rows that the upper layers run: `n` per input, in the order of `slots`."""
+
+  params: Any  # Gathered for each row, or all experts where `weights` is given.
+  weights: Array | None
+  n: int
+  slots: tuple[int, ...]  # Stream of each of an input's rows.
+
+
+def serve(config: Config, params: Any, routed: Routing, n_tokens: int) -> Served:
+  """Which parameters serve which row. Streams of an input lie side by side, so that rows stay on
+  the device of their input."""
+  names = streams(config)
+  both = [params[name] for name in names]
+  n_inputs = routed.index_B.shape[0]
+  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  if config.compute == "routed" and not is_block(config):
+    picked = experts.gather(params["domain"], routed.index_B)
+    parts = [experts.repeat(p, n_inputs) for p in both[:-1]] + [picked]
+    rows = jax.tree.map(lambda *x: flat(jnp.stack(x, axis=1)), *parts)
+    return Served(rows, None, len(names), tuple(range(len(names))))
+  stacks = [jax.tree.map(lambda x: x[None], p) for p in both[:-1]] + both[-1:]
+  every = jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)
+  n_invariant, n_experts = len(names) - 1, config.experts.count
+  if config.compute == "all":
+    rows = jax.tree.map(flat, experts.repeat(every, n_inputs))
+    slots = (0,) * n_invariant + (n_invariant,) * n_experts
+    return Served(rows, None, n_invariant + n_experts, slots)
+  weights_BTE = routed.weights_BE if config.router.level == "token" else routed.weights_BE[:, None]
+  weights_BTE = jnp.broadcast_to(weights_BTE, (n_inputs, n_tokens, n_experts))
+  weights = jnp.pad(weights_BTE, ((0, 0), (0, 0), (n_invariant, 0)))
+  if n_invariant:
+    always = jnp.broadcast_to(jnp.eye(1, 1 + n_experts)[None], weights.shape)
+    weights = flat(jnp.stack([always, weights], axis=1))
+  return Served(every, weights, len(names), tuple(range(len(names))))
+
+
+def speak(config: Config, expert: experts.Expert, served: Served, state, key, do: Intervention):
+  """What each row says (its contribution), its message and its rate in nats per position."""
+  if config.bottleneck.kind == "none":
+    if do.message_SBTZ is not None:
+      raise ValueError("bottleneck.kind = 'none' has no message to patch")
+    return state, None, None
+  message = expert.encode(served.params, state, served.weights)
+  z = information.sample_message(key, *message)
+  if do.message_SBTZ is not None:
+    to_rows = lambda x: jnp.moveaxis(x[jnp.array(served.slots)], 1, 0).reshape(-1, *x.shape[2:])
+    z = jnp.where(to_rows(do.patch_SB)[:, None, None], to_rows(do.message_SBTZ), z)
+  said = expert.decode(served.params, z, served.weights)
+  return said, z, information.gaussian_rate(*message)
+
+
+def per_stream(config: Config, served: Served, routed: Routing, rows: Array | None):
+  """Rows -> streams (S, B, ...). Under compute="all", the experts' rows are weighed here: this is
+  the formulation of the paper, in which a NaN of any expert is felt by every input."""
+  if rows is None:
+    return None
+  x = rows.reshape(-1, served.n, *rows.shape[1:])
+  if config.compute == "all":
+    n_invariant = served.n - config.experts.count
+    chosen = jnp.einsum("be,be...->b...", routed.weights_BE, x[:, n_invariant:])
+    x = jnp.concatenate([x[:, :n_invariant], chosen[:, None]], axis=1)
+  return jnp.moveaxis(x, 1, 0)
+
+
+def strength(config: Config, routed: Routing, do: Intervention) -> Float[Array, "S B"]:
+  """Weight of each stream: 1 forward; backward, the domain stream's leads to the router."""
+  ones_B = jnp.ones(routed.index_B.shape[0])
+  domain_B = ones_B
+  if config.compute == "routed" and not is_block(config):
+    domain_B = jnp.take_along_axis(routed.weights_BE, routed.index_B[:, None], axis=1)[:, 0]
+  if not config.experts.invariant:
+    return domain_B[None]
+  invariant_B = ones_B if do.use_invariant is None else ones_B * do.use_invariant
+  return jnp.stack([invariant_B, domain_B])
