@@ -29,15 +29,14 @@ def main(flag: flags.FlagValues) -> int:
   workdir.check_can_be_written(out)
   examples = {path: assemble.read(path) for path in flag.data}
   run = workdir.load_run(pathlib.Path(flag.workdir))
-  scorer = accuracy.make_scorer(run.config, run.model)
-  args = scorer, run.params
-  rest = run.tokenizer, run.config, run.mesh
+  if (flag.interventions or flag.independence) and not compose.streams(run.config):
+    raise InputError(f"{flag.workdir} is a plain base: it has no experts to examine")
+  subject = Subject(*run[:-1])
   sets = []
   for path, found in examples.items():
-    summary = accuracy.summarise(found, accuracy.score(*args, found, *rest), run.config)
+    summary = accuracy.summarise(found, subject.score(found), run.config)
     draws = [
-      accuracy.score(*args, found, *rest, key=jax.random.key(i)).correct_N.mean()
-      for i in range(flag.draws)
+      subject.score(found, key=jax.random.key(i)).correct_N.mean() for i in range(flag.draws)
     ]
     if draws:
       std = float(np.std(draws, ddof=1)) if len(draws) > 1 else None
@@ -45,30 +44,27 @@ def main(flag: flags.FlagValues) -> int:
     sets.append({"path": path, **summary})
     if summary["n_truncated"]:
       print(f"{path}: {summary['n_truncated']} rows lost tokens from the left of their context")
-  examined = _examine(flag, run, [e for found in examples.values() for e in found[: flag.examine]])
+  examined = _examine(flag, subject, [e for f in examples.values() for e in f[: flag.examine]])
   provenance = workdir.provenance(run.config)
   workdir.write_json(out, {"step": run.step, "sets": sets, "provenance": provenance} | examined)
   _show(sets)
   return 0
 
 
-def _examine(flag: flags.FlagValues, run: workdir.Run, examples: list[Example]) -> dict[str, Any]:
+def _examine(flag: flags.FlagValues, subject: Subject, examples: list[Example]) -> dict[str, Any]:
   """What the asked-for examinations say of the examples of all sets together."""
-  if not (flag.interventions or flag.independence):
-    return {}
-  if not compose.streams(run.config):
-    raise InputError(f"{flag.workdir} is a plain base: it has no experts to examine")
-  subject, seed, found = Subject(*run[:-1]), run.config.seed, {}
+  c, found = subject.config, {}
   if flag.interventions:
-    reference = assemble.sample(run.config, assemble.training_rows(run.config), N_REFERENCE)
-    found |= examination.intervene(subject, examples, reference, seed)
+    reference = assemble.sample(c, assemble.training_rows(c), N_REFERENCE)
+    found |= examination.intervene(subject, examples, reference, c.seed)
   if flag.independence:
-    found |= examination.independence_of(subject, examples, seed)
+    found |= examination.independence_of(subject, examples, c.seed)
   return found
 
 
 def _show(sets: list[dict]) -> None:
-  table = rich.table.Table("set", "n", "accuracy", "exact match", "nats per answer", "groups")
+  path = rich.table.Column("set", overflow="fold")
+  table = rich.table.Table(path, "n", "accuracy", "exact match", "nats per answer", "groups")
   for s in sets:
     groups = ", ".join(f"{k} {v['accuracy']:.3f}" for k, v in s["by_group"].items())
     numbers = f"{s['accuracy']:.4f}", f"{s['exact_match']:.4f}", f"{s['nll_nats']:.4f}"

@@ -126,13 +126,14 @@ def _retrain(
 def _compare(before: workdir.Run, after: workdir.Run, shifted, others) -> dict[str, Any]:
   """What the update moved, and what it did to the shifted operation and to all else."""
   first, second = Subject(*before[:-1]), Subject(*after[:-1])
-  parts = locality.moved(before.params, after.params)
+  prints = [locality.fingerprints(run.params) for run in (before, after)]
+  parts = locality.moved(*prints)
   return {
     "moved": parts,
     "parameters_moved": locality.size(after.params, parts),
     "shifted": locality.compare(first, second, shifted),
     "others": locality.compare(first, second, others),
-    "sha256": [locality.fingerprints(run.params) for run in (before, after)],
+    "sha256": prints,
   }
 
 

@@ -63,7 +63,7 @@ def test_evaluate_examines_what_it_is_asked_to(whole, data, tmp_path):  # noqa: 
   assert found["interventions"]["regret_nats"] == found["routing"]["regret_nats"] >= 0
   assert set(found["routing"]) >= {"nmi", "purity", "ece"}
   pairs = {row["pair"] for row in found["independence"]}
-  assert pairs == {"invariant, domain", "invariant, domain | answer", "domain 0, domain 1 | answer"}
+  assert pairs == {"invariant, domain", "invariant, domain | label", "domain 0, domain 1 | label"}
   assert all({"estimator", "value", "null_p95", "p"} <= set(r) for r in found["independence"])
   assert set(found["probes"]) == {"invariant", "domain"} and "risk" in found["worst_domain"]
 

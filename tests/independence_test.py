@@ -139,6 +139,8 @@ def test_small_and_constant_classes_are_skipped_and_named():
     assert "fewer than 32 rows in class 1" in row["note"]
     assert "x is constant up to single rows in class 7" in row["note"]
     assert row["value"] is not None
+  many = report(Pair("p", x_NZ, y_NZ, np.arange(N)))["p", "nhsic"]
+  assert many["value"] is None and many["note"] == f"fewer than 32 rows in {N} classes"
   assert "bias" in rows["p", "joint_mi"]["note"]  # 33 rows where 4 x 4 states need 90.
 
 

@@ -131,10 +131,11 @@ def test_force_serves_every_input_by_one_expert(model):
 
 def test_interchange_tells_domain_from_group(model):
   examples = [example(i, "ab"[i % 2], "gh"[i // 2 % 2]) for i in range(48)]
-  found = interventions.interchange(model, examples, seed=0)
+  found = interventions.interchange(model, examples, model.score(examples), seed=0)
   for stream in compose.streams(model.config):
     assert [found[stream][k]["n"] for k in ("same_domain", "same_group", "any")] == [48] * 3
-  alone = interventions.interchange(model, examples[:1] * 2, seed=0)
+  twice = examples[:1] * 2
+  alone = interventions.interchange(model, twice, model.score(twice), seed=0)
   assert alone["domain"]["same_domain"] == {"n": 0, "nats": None, "ci95": None}
 
 
@@ -144,8 +145,9 @@ def test_locality_names_what_moved(model, tok, params):
   e = int(index_N[0])
   domain = jax.tree.map(lambda x: x.at[e].add(1.0), params["domain"])
   changed = params | {"domain": domain}
-  assert locality.moved(params, changed) == [f"domain/{e}"]
-  assert locality.moved(params, params) == []
+  prints = locality.fingerprints(params)
+  assert locality.moved(prints, locality.fingerprints(changed)) == [f"domain/{e}"]
+  assert locality.moved(prints, prints) == []
   n_domain = sum(x.size for x in jax.tree.leaves(domain))
   assert locality.size(params, [f"domain/{e}"]) * 3 == n_domain
   theirs = [x for x, i in zip(EXAMPLES, index_N, strict=True) if i != e]

@@ -30,7 +30,7 @@ def intervene(
   measured = interventions.measure(subject, examples, reference, seed)
   found = interventions.report(measured, examples, subject.config.experts.count, seed)
   if subject.config.bottleneck.kind != "none":
-    found["interchange"] = interventions.interchange(subject, examples, seed)
+    found["interchange"] = interventions.interchange(subject, examples, measured.without, seed)
   routed = _routes(subject, examples, measured.without)
   return {"interventions": found, "routing": routed | {"regret_nats": found["regret_nats"]}}
 
@@ -54,21 +54,21 @@ def independence_of(subject: Subject, examples: Sequence[Example], seed: int) ->
 
   Of examples on one context only the first counts: the estimators take rows as independent. A
   message is that at the first predicted position, drawn, not its mean. The pair of the streams is
-  compared unconditionally and within the answer's first choice of words; two domain experts within
-  the same, each being made to serve every example.
+  compared unconditionally and within the label, which is the answer's first token as in training;
+  two domain experts within the label, each being made to serve every example.
   """
   alone = list({e.prompt.rpartition("\n")[0] or e.prompt: e for e in reversed(examples)}.values())
   keys = jax.random.split(jax.random.key(seed), subject.config.experts.count + 1)
-  answer_N = np.unique([e.answer for e in alone], return_inverse=True)[1]
+  label_N = np.array([subject.label(e) for e in alone])
   said = subject.messages(alone, key=keys[-1])
   pairs = []
   if len(said.z_SNPZ) > 1:
     x_NZ, y_NZ = said.z_SNPZ[:, :, 0]
     pairs = [
       independence.Pair(f"{axes.INVARIANT}, {axes.DOMAIN}", x_NZ, y_NZ, None),
-      independence.Pair(f"{axes.INVARIANT}, {axes.DOMAIN} | answer", x_NZ, y_NZ, answer_N),
+      independence.Pair(f"{axes.INVARIANT}, {axes.DOMAIN} | label", x_NZ, y_NZ, label_N),
     ]
-  pairs += _domain_pairs(subject, alone, answer_N, keys)
+  pairs += _domain_pairs(subject, alone, label_N, keys)
   rows = independence.report(
     pairs,
     n_permutations=N_PERMUTATIONS,
@@ -86,14 +86,14 @@ def independence_of(subject: Subject, examples: Sequence[Example], seed: int) ->
   }
 
 
-def _domain_pairs(subject: Subject, alone, answer_N, keys) -> list[independence.Pair]:
+def _domain_pairs(subject: Subject, alone, label_N, keys) -> list[independence.Pair]:
   """Every two domain experts on the same examples, which each of them is made to serve."""
   n = subject.config.experts.count
   first = min(n, MAX_EXPERTS)
   to = lambda e: compose.Intervention(swap_E=jnp.full(n, e))
   said_ENZ = [subject.messages(alone, to(e), key=keys[e]).z_SNPZ[-1, :, 0] for e in range(first)]
   return [
-    independence.Pair(f"{axes.DOMAIN} {e}, {axes.DOMAIN} {f} | answer", *both, answer_N)
+    independence.Pair(f"{axes.DOMAIN} {e}, {axes.DOMAIN} {f} | label", *both, label_N)
     for (e, f), both in zip(
       itertools.combinations(range(first), 2), itertools.combinations(said_ENZ, 2), strict=True
     )

@@ -22,6 +22,7 @@ from iclm.routing import prototypes
 
 ESTIMATORS = ("nhsic", "joint_mi", "cka", "club")
 BIAS_NATS = 0.05  # The plug-in bias of the mutual information above which its row says so.
+MAX_NAMED = 8  # Classes that a note names; of more it says how many.
 _TIE = 1e-5  # Draws that differ by less are equal: float32 sums depend on their order.
 
 
@@ -169,9 +170,12 @@ def _usable(pair: Pair, seed: int, n_features: int) -> _Usable:
   kept_G = ~np.any(list(skipped.values()), axis=0)
   notes = []
   for why, which_G in skipped.items():
-    where = ", ".join(map(str, names_G[which_G]))
-    if where:
-      notes.append(why if pair.class_N is None else f"{why} in class {where}")
+    where = names_G[which_G]
+    if not len(where):
+      continue
+    named = len(where) <= MAX_NAMED
+    which = f"class {', '.join(map(str, where))}" if named else f"{len(where)} classes"
+    notes.append(why if pair.class_N is None else f"{why} in {which}")
   renamed_G = np.where(kept_G, kept_G.cumsum() - 1, -1)
   n_kept = int(kept_G.sum())
   note = "; ".join(notes) or None

@@ -169,7 +169,7 @@ def _importance(measured: Measured, served_EN: Bool[np.ndarray, "E N"]) -> list[
 
 
 def interchange(
-  subject: Subject, examples: Sequence[Example], seed: int
+  subject: Subject, examples: Sequence[Example], without: Scores, seed: int
 ) -> dict[str, dict[str, dict[str, Any]]]:
   """What each stream's message carries: the loss of speaking with another input's message.
 
@@ -177,13 +177,16 @@ def interchange(
   shares its group but not its domain, and any other one, the baseline. A message that carries the
   domain and nothing else costs nothing from a partner of the same domain.
 
+  Args:
+    without: scores of the examples under no intervention.
+    seed: of the choice of partners and of the bootstrap.
+
   Returns:
     stream -> partner ("same_domain", "same_group", "any") -> n, nats (mean loss) and its ci95;
     None where fewer than `MIN_INPUTS` inputs have such a partner.
   """
   said = subject.messages(examples)
   names = compose.streams(subject.config)
-  without = subject.score(examples)
   found: dict[str, dict[str, Any]] = {name: {} for name in names}
   for kind, pick_N in _partners(examples, seed).items():
     has_N = pick_N >= 0

@@ -1,7 +1,7 @@
 """What an update moved: hashes of every part before and after, and the outputs that stayed."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,10 +37,10 @@ def _hash(tree: Any) -> str:
   return total.hexdigest()
 
 
-def moved(before: Any, after: Any) -> list[str]:
-  """Names of the parts that are not bitwise what they were; see `fingerprints`."""
-  old, new = fingerprints(before), fingerprints(after)
-  return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+def moved(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+  """Names of the parts that are not bitwise what they were, from the `fingerprints` of both."""
+  names = before.keys() | after.keys()
+  return sorted(name for name in names if before.get(name) != after.get(name))
 
 
 def size(params: Any, names: Sequence[str]) -> int:

@@ -59,6 +59,10 @@ class Subject:
     args = self._params, examples, self._tokenizer, self.config, self._mesh
     return accuracy.score(self._scorer, *args, do=do, key=key)
 
+  def label(self, example: Example) -> int:
+    """The first token of the right answer: the class within which messages are compared."""
+    return self._tokenizer.encode(example.answer)[0]
+
   def logits(self, examples: Sequence[Example]) -> Iterator[Float[np.ndarray, "M V"]]:
     """Yields, batch by batch, the logits of every position that predicts an answer."""
     for batch, owner_BT, _ in accuracy.batches_of(examples, self._tokenizer, self.config):
