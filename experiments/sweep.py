@@ -60,7 +60,7 @@ class Job:
 def main(flag: flags.FlagValues) -> int:
   folder = pathlib.Path(flag.workdir)
   jobs = jobs_of(_load(pathlib.Path(flag.sweep)), folder, flag.override)
-  with _Children() as children:
+  with Children() as children:
     dead = run(jobs, flag.jobs, flag.tries, children)
   if children.stopped:
     raise train.Interrupted("interrupted; the same command goes on")
@@ -116,7 +116,7 @@ def jobs_of(sweep: Any, folder: pathlib.Path, overrides: Sequence[str]) -> list[
   ]
 
 
-class _Children:
+class Children:
   """The running commands; SIGTERM and Ctrl-C stop them all, each after a checkpoint."""
 
   def __init__(self):
@@ -151,7 +151,7 @@ class _Children:
       self._running.discard(child)
 
 
-def run(jobs: Sequence[Job], n_at_a_time: int, tries: int, children: _Children) -> list[Job]:
+def run(jobs: Sequence[Job], n_at_a_time: int, tries: int, children: Children) -> list[Job]:
   """Runs what is not done yet; returns the jobs that failed as often as allowed."""
   todo = [job for job in jobs if not job.done]
   print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them done", flush=True)
@@ -169,7 +169,7 @@ def run(jobs: Sequence[Job], n_at_a_time: int, tries: int, children: _Children) 
   return dead
 
 
-def _attempt(job: Job, tries: int, children: _Children) -> bool:
+def _attempt(job: Job, tries: int, children: Children) -> bool:
   for _ in range(tries):
     if children.stopped:
       return False

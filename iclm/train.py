@@ -75,7 +75,7 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
     state = restored.state if restored else _fresh(c, model, tx, mesh, k_init, loader)
     start = n = restored.step if restored else 0
     begun, scored = time.monotonic(), {}
-    with Log(folder, start, c.steps, title) as log, _Sigterm() as stop:
+    with Log(folder, start, c.steps, title) as log, _StopSignals() as stop:
       watch = _Watch(c, loader, log)
       with contextlib.closing(loader.iterate(start)) as batches:
         while n < c.steps and not stop.is_set():
@@ -243,7 +243,7 @@ class _Watch:
     logging.warning(told)
 
 
-class _Sigterm:
+class _StopSignals:
   """Turns SIGTERM and the first Ctrl-C into a flag, for as long as the loop runs."""
 
   def __init__(self):

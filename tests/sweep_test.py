@@ -59,7 +59,7 @@ def test_systems_and_seeds_become_commands(tmp_path):
 def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
   jobs = [fake(job) for job in sweep.jobs_of(SWEEP, tmp_path, [])]
   dead = fake(sweep.Job("dead", 0, tmp_path / "dead" / "0", "", {}))
-  children = sweep._Children()
+  children = sweep.Children()
   assert sweep.run([*jobs, dead], 2, 2, children) == [dead]
   assert "5 runs, 0 of them done" in capsys.readouterr().out
   assert sweep.run([*jobs, dead], 2, 1, children) == [dead]
@@ -88,7 +88,7 @@ def test_sigterm_ends_every_child_and_starts_no_other(tmp_path):
   jobs = [Slow(f"s{i}", 0, tmp_path / str(i), "", {}) for i in range(4)]
   begun = time.monotonic()
   timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
-  with sweep._Children() as children:
+  with sweep.Children() as children:
     timer.start()
     assert sweep.run(jobs, 2, 2, children) == []
   assert children.stopped and time.monotonic() - begun < 30
