@@ -25,6 +25,7 @@ def get_config() -> config_dict.ConfigDict:
     accumulate=1,
     log_every=20,
     nonfinite_limit=10,
+    topology={"kind": "parallel", "lower": 0, "upper": 1},
     combine="residual",
     compute="routed",
     mesh={"data": 1, "expert": 1, "model": 1},  # Product = device count.
@@ -57,7 +58,7 @@ def get_config() -> config_dict.ConfigDict:
       "collapse_below": 0.3,
       "collapse_stops": False,
     },
-    bottleneck={"kind": "gaussian", "width": 32},
+    bottleneck={"kind": "gaussian", "width": 32, "ramp": 0},
     dependence={"kind": "hsic", "given": "label", "features": 64, "classes": 16},
     loss={
       "beta": 1e-3,
@@ -67,7 +68,9 @@ def get_config() -> config_dict.ConfigDict:
       "codebook": 0.0,
       "commitment": 0.0,
       "aux": 0.0,
+      "group_dro": 0.0,
     },
+    perturb={"drop": 0.0, "patch": 0.0, "swap": 0.0, "ramp": 0},
     optimizer={
       "kind": "adamw",
       "lr": 1e-3,

@@ -1,7 +1,7 @@
 """Experts as pure functions: `init` makes one, `apply` runs rows of a batch through their experts.
 
 An expert of kind `lora` is a set of adapters on the upper layers of the shared base, and a message
-head: what it has to say is a Gaussian message z of width Z, read off its own final state, and `out`
+head: what it has to say is a random message z of width Z, read off its own final state, and `out`
 turns z into a contribution to the residual stream. Domain experts are stacked on a leading axis E
 by `jax.vmap` over keys; the always-on invariant expert is one more of the same make.
 
@@ -23,22 +23,18 @@ from iclm.nn import lora, transformer
 
 # Noise of a fresh message: sigma = exp(-2), well below the unit scale of its mean.
 LOG_SIGMA_INIT = -2.0
-
-
-class Message(NamedTuple):
-  """A Gaussian message per position."""
-
-  mu_BTZ: Float[Array, "B T Z"]
-  log_sigma_BTZ: Float[Array, "B T Z"]
+# Scale of a fresh codebook's logits, well above that of the noise they are drawn with.
+LOGITS_INIT = 5.0
 
 
 class Expert(NamedTuple):
   """The pure functions of one kind of expert.
 
   init(key) -> params of one expert, boxed with logical axis names.
-  apply(params, run, key) -> state_BTD: the base's upper layers, adapted. `run` takes the adapters
-    of the layers and returns the final states.
-  encode(params, state_BTD, weights_BTE) -> Message.
+  apply(params, run, key) -> state_BTD: layers of the base, adapted. `run` takes the adapters of the
+    layers and returns the final states.
+  encode(params, state_BTD, weights_BTE) -> the parameters of a message per position, as the
+    channel of the bottleneck's kind takes them; see `information.CHANNELS`.
   decode(params, z_BTZ, weights_BTE) -> contribution_BTD.
 
   `params` are gathered (leading axis: rows) where `weights_BTE` is None, else block (leading
@@ -47,19 +43,18 @@ class Expert(NamedTuple):
 
   init: Callable[[Array], Any]
   apply: Callable[..., Float[Array, "B T D"]]
-  encode: Callable[..., Message]
+  encode: Callable[..., tuple[Float[Array, "B T Z"], ...]]
   decode: Callable[..., Float[Array, "B T D"]]
 
 
-def make(config: Config) -> Expert:
-  """The expert of a config; `kind` has one value besides none today.
+def make(config: Config, n_layers: int) -> Expert:
+  """The expert of a config, with adapters on `n_layers` layers.
 
   Source: Gendron et al. 2024, section 3 (experts as adapters on one base); the message and its
   `out` matrix are ours. `out` starts at zero under the residual combine, so that a fresh model is
   the base bitwise; z reads the state, not the adapter's delta, so that its gradient is not zero.
   """
-  e, m = config.experts, config.model
-  n_layers, width = m.layers - m.trunk_layers, config.bottleneck.width
+  e, m, kind, width = config.experts, config.model, config.bottleneck.kind, config.bottleneck.width
   sizes = _sizes(config)
 
   def init(key: Array) -> Any:
@@ -70,17 +65,21 @@ def make(config: Config) -> Expert:
       one = lambda k, d_in=d_in, d_out=d_out: lora.init(k, d_in, d_out, e.rank)
       a_LDR, b_LRF = jax.vmap(one)(jax.random.split(keys[name], n_layers))
       adapter[name] = {"a": _box(a_LDR), "b": _box(b_LRF)}
-    if config.bottleneck.kind == "none":
-      return {"adapter": adapter}
+    return {"adapter": adapter} | ({} if kind == "none" else {"message": init_message(key)})
+
+  def init_message(key):
     k_mu, k_sigma, k_out = jax.random.split(jax.random.fold_in(key, 1), 3)
     normal = lambda k, i, o, scale=1.0: _box(jax.random.normal(k, (i, o)) * scale * i**-0.5)
-    message = {
+    loud = 0.0 if config.combine == "residual" else 1.0
+    if kind == "code":  # A message is one row of `out`, which speaks by itself.
+      out = normal(k_out, width, m.d_model, loud * width**0.5)
+      return {"logits": normal(k_mu, m.d_model, width, LOGITS_INIT), "out": out}
+    return {
       "mu": normal(k_mu, m.d_model, width),
       "log_sigma": normal(k_sigma, m.d_model, width, 0.1),
       "log_sigma_bias": _box(jnp.full((1, width), LOG_SIGMA_INIT, jnp.float32)),
-      "out": normal(k_out, width, m.d_model, 0.0 if config.combine == "residual" else 1.0),
+      "out": normal(k_out, width, m.d_model, loud),
     }
-    return {"adapter": adapter, "message": message}
 
   def apply(params, run, key):
     layers: dict[str, Any] = {}
@@ -88,17 +87,20 @@ def make(config: Config) -> Expert:
       a, b = (jnp.moveaxis(pair[x], 1, 0) for x in ("a", "b"))
       layers[name] = (a, b * (e.alpha / e.rank))
     if key is not None and e.dropout > 0:
+      n_layers = jax.tree.leaves(params["adapter"])[0].shape[1]
       layers["key"] = jax.random.split(key, n_layers)
     return run(layers)
 
   def encode(params, state_BTD, weights_BTE):
     p = params["message"]
     x_BTD = transformer.rms_normalise(state_BTD, m.norm_eps)
+    if kind == "code":
+      return (_mixed(x_BTD, p["logits"], weights_BTE),)
     mu_BTZ = _mixed(x_BTD, p["mu"], weights_BTE)
     ones = jnp.ones((*x_BTD.shape[:2], 1))
     log_sigma_BTZ = _mixed(x_BTD, p["log_sigma"], weights_BTE)
     log_sigma_BTZ += _mixed(ones, p["log_sigma_bias"], weights_BTE)
-    return Message(mu_BTZ, log_sigma_BTZ)
+    return mu_BTZ, log_sigma_BTZ
 
   def decode(params, z_BTZ, weights_BTE):
     return _mixed(z_BTZ, params["message"]["out"], weights_BTE)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, ScalarLike, Shaped
@@ -28,14 +29,37 @@ def next_token_xent(
     loss: nats per counted token; 0 when the mask is empty.
     n_tokens: the number of counted tokens.
   """
+  nats_BT, counts_BT = _nats(logits_BTV, targets_BT, mask_BT)
+  n_tokens = counts_BT.sum(dtype=jnp.float32)
+  return nats_BT.sum() / jnp.maximum(n_tokens, 1.0), n_tokens
+
+
+def grouped_xent(
+  logits_BTV: Float[Array, "B T V"],
+  targets_BT: Int[Array, "B T"],
+  mask_BT: Shaped[Array, "B T"],
+  group_B: Int[Array, "B"],
+  n_groups: int,
+) -> Float[Array, "G"]:
+  """`next_token_xent` of each group of rows, 0 for a group without a counted token.
+
+  Args:
+    group_B: in [0, n_groups); a row of another number belongs to no group.
+  """
+  nats_BT, counts_BT = _nats(logits_BTV, targets_BT, mask_BT)
+  member_BG = jax.nn.one_hot(group_B, n_groups)
+  n_G = counts_BT.sum(1, dtype=jnp.float32) @ member_BG
+  return nats_BT.sum(1) @ member_BG / jnp.maximum(n_G, 1.0)
+
+
+def _nats(logits_BTV, targets_BT, mask_BT) -> tuple[Array, Array]:
+  """Cross-entropy of each token, 0 where it does not count, and where it does."""
   counts_BT = mask_BT > 0
   # Before the softmax: behind it, a zero cotangent times NaN would be NaN.
   logits_BTV = jnp.where(counts_BT[..., None], logits_BTV.astype(jnp.float32), 0.0)
   targets_BT = jnp.where(counts_BT, targets_BT, 0)
   nats_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT)
-  n_tokens = counts_BT.sum(dtype=jnp.float32)
-  loss = jnp.where(counts_BT, nats_BT, 0.0).sum() / jnp.maximum(n_tokens, 1.0)
-  return loss, n_tokens
+  return jnp.where(counts_BT, nats_BT, 0.0), counts_BT
 
 
 def total(

@@ -9,7 +9,7 @@ from iclm import experts, sharding
 
 
 def stacked(count=3):
-  expert = experts.make(tiny())
+  expert = experts.make(tiny(), n_layers=2)
   return jax.jit(lambda k: sharding.unbox(experts.stack(expert.init, k, count)))(jax.random.key(0))
 
 

@@ -15,6 +15,8 @@ from conftest import VOCAB, tiny
 
 from iclm import compose, optim, sharding, step
 from iclm.config import InputError, Mesh
+from iclm.step import advance as advancing
+from iclm.step import terms
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -129,8 +131,8 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(batch):
     params[part] = {"adapter": params[part]["adapter"]}
   grads = {}
   for n in (1, 4):
-    loss = functools.partial(step._loss, config=c, model=model, tau=1.0)
-    grads[n], _, _ = jax.jit(functools.partial(step._accumulate, loss, n=n))(
+    loss = functools.partial(terms.loss, config=c, model=model, state=start(), tau=1.0)
+    grads[n], _, _ = jax.jit(functools.partial(advancing._accumulate, loss, n=n))(
       params, batch, jax.random.key(0)
     )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads[1], grads[4])

@@ -1,38 +1,62 @@
-"""What each part of the model does for the quickstart's task: systems that differ in one thing.
+"""What each part of the model does on the mechanisms task: systems that differ in one thing.
 
-  python -m experiments.sweep --sweep=configs/sweeps/mechanisms.py --workdir=runs/sweep
+  python -m experiments.sweep --sweep=configs/sweeps/mechanisms.py --workdir=runs/sweep --jobs=2
 
-Ten systems times five seeds, about two minutes each on two cores. Not run in full yet.
+Baselines first, then the model and what it loses without each part, then other compositions. Each
+run takes one to four minutes of one core.
 """
 
 from ml_collections import config_dict
 
+TERMS = ("beta", "dependence", "balance", "zloss", "codebook", "commitment", "aux")
+NO_TERMS = {f"loss.{name}": 0.0 for name in TERMS}
+NO_ROUTER = {"loss.balance": 0.0, "loss.zloss": 0.0}
+DENSE = {"experts.kind": "none"} | NO_TERMS
+# Adapters that are always on: one expert, which a uniform router mixes in with weight 1.
+ALWAYS_ON = {
+  "experts.count": 1,
+  "router.kind": "uniform",
+  "bottleneck.kind": "none",
+} | NO_TERMS
+AROUND = {
+  "topology.kind": "around",
+  "combine": "none",
+  "model.trunk_layers": 0,
+  "loss.dependence": 0.0,
+}
+
+SYSTEMS = {
+  "dense": DENSE,
+  "dense_twice_the_steps": DENSE | {"steps": 2_000},
+  "dense_group_dro": DENSE | {"loss.group_dro": 0.01},
+  "dense_two_adapters": ALWAYS_ON,
+  "dense_lora_total_rank": ALWAYS_ON | {"experts.invariant": False, "experts.rank": 56},
+  "iclm": {},
+  "drop": {"perturb.drop": 0.5, "perturb.ramp": 500},
+  "swap": {"perturb.swap": 0.25, "perturb.ramp": 500},
+  "around": AROUND | {"loss.beta": 1e-4},
+  "around_code": AROUND | {"loss.beta": 1e-4, "bottleneck.kind": "code", "bottleneck.width": 96},
+  "rate_limit": {"loss.beta": 0.03, "bottleneck.ramp": 500},
+  "oracle_router": {"router.kind": "oracle"} | NO_ROUTER,
+  "token_level": {"router.level": "token"},
+  "no_invariant": {"experts.invariant": False, "loss.dependence": 0.0},
+  "no_bottleneck": {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0},
+  "no_dependence": {"loss.dependence": 0.0},
+  "no_straight_through": {"router.straight_through": False},
+  "random_router": {"router.kind": "random"} | NO_ROUTER,
+  "vq_router": {
+    "router.kind": "vq", "loss.codebook": 1.0, "loss.commitment": 0.25, **NO_ROUTER
+  },
+  "kmeans_router": {"router.kind": "kmeans"},
+}  # fmt: skip
+
 
 def get_sweep() -> config_dict.ConfigDict:
   """Returns the config that is varied, what each system changes in it, and the seeds."""
-  no_terms = {
-    f"loss.{name}": 0.0
-    for name in ("beta", "dependence", "balance", "zloss", "codebook", "commitment", "aux")
-  }
-  no_router = {"loss.balance": 0.0, "loss.zloss": 0.0}
-  systems = {
-    "iclm": {},
-    "dense": {"experts.kind": "none"} | no_terms,
-    "no_invariant": {"experts.invariant": False, "loss.dependence": 0.0},
-    "no_bottleneck": {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0},
-    "no_dependence": {"loss.dependence": 0.0},
-    "no_straight_through": {"router.straight_through": False},
-    "random_router": {"router.kind": "random"} | no_router,
-    "oracle_router": {"router.kind": "oracle"} | no_router,
-    "vq_router": {
-      "router.kind": "vq", "loss.codebook": 1.0, "loss.commitment": 0.25, **no_router
-    },
-    "token_level": {"router.level": "token"},
-  }  # fmt: skip
   # Dots are no keys of a ConfigDict: each override is a pair.
   return config_dict.create(
-    config="configs/quickstart.py",
-    every=(("study.plain_base", False), ("study.shift.surface", "")),
-    systems={name: tuple(changes.items()) for name, changes in systems.items()},
+    config="configs/mechanisms.py",
+    every=(),
+    systems={name: tuple(changes.items()) for name, changes in SYSTEMS.items()},
     seeds=(0, 1, 2, 3, 4),
   )

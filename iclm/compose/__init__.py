@@ -6,6 +6,8 @@
                                 domain expert, as one batch -> messages z -> contributions u
   residual:  logits = head(h_base + u_invariant + w u_domain)
 
+That is the topology `parallel`; for the other one see `iclm.compose.around`.
+
 Source: Gendron et al. 2024 (arXiv 2402.02636), section 3. Deviations: one base and gathered
 adapters instead of K + 2 models; the router never sees answer or padding; messages are stochastic
 and metered; `residual` is ours (DESIGN of the project: a fresh model is its base bitwise).
@@ -13,6 +15,17 @@ and metered; `residual` is ours (DESIGN of the project: a fresh model is its bas
 
 from iclm.compose.interface import NOTHING, Intervention, Model, Output
 from iclm.compose.model import build
-from iclm.compose.serving import check_finite, streams
+from iclm.compose.perturb import perturb
+from iclm.compose.serving import check_finite, heard_alone, streams
 
-__all__ = ["NOTHING", "Intervention", "Model", "Output", "build", "check_finite", "streams"]
+__all__ = [
+  "NOTHING",
+  "Intervention",
+  "Model",
+  "Output",
+  "build",
+  "check_finite",
+  "heard_alone",
+  "perturb",
+  "streams",
+]

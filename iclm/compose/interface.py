@@ -15,6 +15,7 @@ class Intervention(NamedTuple):
   the expert's inputs re-route. use_invariant: False drops the invariant stream. swap_E: an input
   routed to e is served by swap_E[e]. message_SBTZ where patch_SB: stream s of input b speaks with
   this message instead of its own (interchange; the training mean of an expert is its knock-out).
+  speaker_SB: stream s of input b speaks with the message of this input of the batch, -1 is silent.
   """
 
   route_B: Int[Array, "B"] | None = None
@@ -23,6 +24,7 @@ class Intervention(NamedTuple):
   swap_E: Int[Array, "E"] | None = None
   message_SBTZ: Float[Array, "S B T Z"] | None = None
   patch_SB: Bool[Array, "S B"] | None = None
+  speaker_SB: Int[Array, "S B"] | None = None
 
 
 NOTHING = Intervention()

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from iclm import axes, experts, routing, sharding
-from iclm.compose import serving
+from iclm.compose import around, serving
 from iclm.compose.interface import NOTHING, Intervention, Model, Output
 from iclm.config import Config
 from iclm.data.pipeline import Batch
@@ -28,8 +28,9 @@ def build(config: Config, vocab_size: int, mesh: Mesh | None = None) -> Model:
     return Model(
       lambda key: {"base": _init_base(decoder, key)}, functools.partial(_plain, config, decoder)
     )
-  expert = experts.make(config)
-  init = functools.partial(_init, config, decoder, expert)
+  n_domain, n_invariant = serving.n_layers(config)
+  expert, invariant = experts.make(config, n_domain), experts.make(config, n_invariant)
+  init = functools.partial(_init, config, decoder, expert, invariant)
   return Model(init, functools.partial(_apply, config, decoder, expert, mesh))
 
 
@@ -42,7 +43,7 @@ def _init_base(decoder: transformer.Decoder, key: Array) -> Any:
   return params
 
 
-def _init(config: Config, decoder, expert: experts.Expert, key: Array) -> Any:
+def _init(config: Config, decoder, expert, invariant: experts.Expert, key: Array) -> Any:
   k_base, k_domain, k_invariant, k_router, k_head = jax.random.split(key, 5)
   k_proj, k_prototypes = jax.random.split(k_router)
   d, p, e = config.model.d_model, config.router.width, config.experts.count
@@ -55,7 +56,7 @@ def _init(config: Config, decoder, expert: experts.Expert, key: Array) -> Any:
     },
   }
   if config.experts.invariant:
-    params["invariant"] = expert.init(k_invariant)
+    params["invariant"] = invariant.init(k_invariant)
   if config.combine == "concat":
     width = len(serving.streams(config)) * d
     head = jax.random.normal(k_head, (width, decoder.vocab_size)) * width**-0.5
@@ -110,6 +111,11 @@ def _apply(
 
   read_BTD = {"embed": embedded_BTD, "trunk": x_BTD, "base": base_BTD}[config.router.reads]
   routed, prompt = _route(config, params["router"], read_BTD, batch, k_route, do, tau)
+
+  if config.topology.kind == "around":
+    args = decoder, expert, pin, params, x_BTD, shared, routed, (k_drop, k_noise), do
+    logits_BTV, messages_SBTZ, rate_SBT = around.run(config, *args)
+    return Output(logits_BTV, routed, messages_SBTZ, rate_SBT, None, prompt)
 
   served = serving.serve(config, params, routed, batch.tokens_BT.shape[1])
   repeat = lambda x: pin(jnp.repeat(x, served.n, axis=0))

@@ -19,6 +19,19 @@ def streams(config: Config) -> tuple[str, ...]:
   return axes.STREAMS if config.experts.invariant else (axes.DOMAIN,)
 
 
+def heard_alone(config: Config) -> tuple[str, ...]:
+  """Names of the streams that say something alone: none where one speaks through another."""
+  return () if config.topology.kind == "around" else streams(config)
+
+
+def n_layers(config: Config) -> tuple[int, int]:
+  """Layers on which a domain expert, and the invariant one, carry adapters."""
+  t, every = config.topology, config.model.layers - config.model.trunk_layers
+  if t.kind == "parallel":
+    return every, every
+  return t.lower + t.upper, every - t.lower - t.upper
+
+
 def is_block(config: Config) -> bool:
   """Routes that spread over experts or tokens, or whose gradient does, cannot be gathered."""
   r = config.router
@@ -83,16 +96,21 @@ def serve(config: Config, params: Any, routed: Routing, n_tokens: int) -> Served
 def speak(config: Config, expert: experts.Expert, served: Served, state, key, do: Intervention):
   """What each row says (its contribution), its message and its rate in nats per position."""
   if config.bottleneck.kind == "none":
-    if do.message_SBTZ is not None:
+    if do.message_SBTZ is not None or do.speaker_SB is not None:
       raise ValueError("bottleneck.kind = 'none' has no message to patch")
     return state, None, None
   message = expert.encode(served.params, state, served.weights)
-  z = information.sample_message(key, *message)
+  channel = information.CHANNELS[config.bottleneck.kind]
+  z = channel.sample(key, *message)
+  to_rows = lambda x: jnp.moveaxis(x[jnp.array(served.slots)], 1, 0).reshape(-1, *x.shape[2:])
+  if do.speaker_SB is not None:
+    speaker = to_rows(do.speaker_SB)
+    mine = jnp.arange(len(speaker)) % served.n  # Which of an input's rows this one is.
+    z = jnp.where(speaker[:, None, None] < 0, 0, z[speaker * served.n + mine])
   if do.message_SBTZ is not None:
-    to_rows = lambda x: jnp.moveaxis(x[jnp.array(served.slots)], 1, 0).reshape(-1, *x.shape[2:])
     z = jnp.where(to_rows(do.patch_SB)[:, None, None], to_rows(do.message_SBTZ), z)
   said = expert.decode(served.params, z, served.weights)
-  return said, z, information.gaussian_rate(*message)
+  return said, z, channel.rate(*message)
 
 
 def per_stream(config: Config, served: Served, routed: Routing, rows: Array | None):

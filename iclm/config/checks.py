@@ -33,6 +33,11 @@ def check(c: Config) -> None:
   )
   if c.experts.kind != "none":
     _check_experts(c)
+  _require(
+    c.loss.group_dro == 0 or len(c.data.domains) > 0,
+    f"config.loss.group_dro = {c.loss.group_dro} weighs domains; name them in config.data.domains",
+  )
+  _check_perturb(c)
   _check_data(c)
 
 
@@ -99,6 +104,7 @@ def _check_experts(c: Config) -> None:
     f"config.loss.dependence = {c.loss.dependence} needs config.dependence.kind other than 'none' "
     "and config.experts.invariant = True",
   )
+  _check_topology(c)
   _require(
     c.dependence.kind != "joint_mi" or c.dependence.features <= 64,
     f"config.dependence.features = {c.dependence.features} is more than joint_mi's 64 classes",
@@ -121,6 +127,53 @@ def _check_experts(c: Config) -> None:
       0 <= i < e.count,
       f"config.trains.only_experts names expert {i}, but experts are 0..{e.count - 1}",
     )
+
+
+def _check_perturb(c: Config) -> None:
+  p, says = c.perturb, c.experts.kind != "none" and c.bottleneck.kind != "none"
+  _require(
+    p.drop >= 0 and p.patch >= 0 and p.drop + p.patch <= 1 and 0 <= p.swap <= 1,
+    f"config.perturb: drop = {p.drop} + patch = {p.patch}, and swap = {p.swap}, are no "
+    "probabilities",
+  )
+  _require(
+    p.drop + p.patch == 0 or says,
+    f"config.perturb.drop = {p.drop}, patch = {p.patch} touch messages, which this config has not "
+    "(experts.kind, bottleneck.kind)",
+  )
+  _require(
+    p.swap == 0 or (c.experts.kind != "none" and c.router.level == "input"),
+    f"config.perturb.swap = {p.swap} needs experts, and config.router.level = 'input'",
+  )
+
+
+def _check_topology(c: Config) -> None:
+  t, n_upper = c.topology, c.model.layers - c.model.trunk_layers
+  around = t.kind == "around"
+  _require(
+    around == (c.combine == "none"),
+    f"config.topology.kind = {t.kind!r} and config.combine = {c.combine!r} contradict each other: "
+    "'around' has nothing to combine (combine = 'none'), 'parallel' has",
+  )
+  if not around:
+    return
+  _require(
+    t.lower >= 0 and t.upper >= 0 and t.lower + t.upper < n_upper,
+    f"config.topology.lower = {t.lower} and upper = {t.upper} leave none of the {n_upper} layers "
+    "above the trunk for the core",
+  )
+  needs = {
+    "experts.invariant = True": c.experts.invariant,
+    "bottleneck.kind other than 'none'": c.bottleneck.kind != "none",
+    "router.level = 'input'": c.router.level == "input",
+    "router.gradient = 'chosen'": c.router.gradient == "chosen",
+    "router.kind that is hard": c.router.kind not in ("soft", "uniform"),
+    "compute = 'routed'": c.compute == "routed",
+    "loss.aux = 0": c.loss.aux == 0,
+    "router.reads other than 'base'": c.router.reads != "base",
+  }
+  for need, holds in needs.items():
+    _require(holds, f"config.topology.kind = 'around' needs config.{need}")
 
 
 def _check_data(c: Config) -> None:

@@ -74,11 +74,21 @@ class Router:
 
 
 @dataclasses.dataclass(frozen=True)
+class Topology:
+  """How the streams lie: side by side, or the invariant expert as a core inside the domain's."""
+
+  kind: Literal["parallel", "around"]
+  lower: int  # Of around: the layers below the core that carry the domain expert's adapters,
+  upper: int  # and those above it; the core has the layers between.
+
+
+@dataclasses.dataclass(frozen=True)
 class Bottleneck:
   """What an expert passes on."""
 
-  kind: Literal["gaussian", "none"]
+  kind: Literal["gaussian", "code", "none"]  # code: one of `width` entries of a codebook.
   width: int
+  ramp: int  # Steps over which the price of the rate, loss.beta, rises from 0.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +112,17 @@ class Loss:
   codebook: float  # Of the vq kind: pulls codes to prompts,
   commitment: float  # and prompts to codes.
   aux: float  # Cross-entropy of each stream alone.
+  group_dro: float  # Step size of the domains' weights in the answer term; 0 weighs all alike.
+
+
+@dataclasses.dataclass(frozen=True)
+class Perturb:
+  """Random interventions in training; probabilities per input."""
+
+  drop: float  # One stream, drawn evenly, is silent.
+  patch: float  # One stream, drawn evenly, speaks with the message of another input.
+  swap: float  # Some expert serves the input, whatever its route.
+  ramp: int  # Steps over which the probabilities rise from 0.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +235,8 @@ class Config:
   accumulate: int  # Micro-batches per step.
   log_every: int
   nonfinite_limit: int  # Skipped steps in a row after which the run stops.
-  combine: Literal["residual", "logits", "concat", "probas"]
+  topology: Topology
+  combine: Literal["residual", "logits", "concat", "probas", "none"]  # none: of around.
   compute: Literal["routed", "all"]  # all: every expert on every input, as the paper does.
   mesh: Mesh
   fsdp: bool  # Base weights and their moments are also split over the data axis.
@@ -224,6 +246,7 @@ class Config:
   bottleneck: Bottleneck
   dependence: Dependence
   loss: Loss
+  perturb: Perturb
   optimizer: Optimizer
   trains: Trains
   data: Data

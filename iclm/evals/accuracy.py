@@ -22,7 +22,7 @@ class Scores(NamedTuple):
   correct_N: Bool[np.ndarray, "N"]  # By likelihood over the choices; exact match without choices.
   exact_N: Bool[np.ndarray, "N"]  # All answer tokens and the end token are the argmax.
   nll_N: Float[np.ndarray, "N"]  # Nats of the whole answer, end token included.
-  alone_SN: Bool[np.ndarray, "S N"]  # `correct_N` of each stream alone.
+  alone_SN: Bool[np.ndarray, "A N"]  # `correct_N` of each of `compose.heard_alone`.
   rate_SN: Float[np.ndarray, "S N"]  # Nats per predicted position of the answer.
   index_N: Int[np.ndarray, "N"]  # The expert that served it,
   confidence_N: Float[np.ndarray, "N"]  # and how sure the router was, in [0, 1].
@@ -61,8 +61,8 @@ def score(
   """
   items = pipeline.eval_items(examples)
   example_M = np.array([i for i, _ in items])
-  n_streams = len(compose.streams(config))
-  sums = _Sums.zeros(n_streams, len(items))
+  n_streams, n_alone = len(compose.streams(config)), len(compose.heard_alone(config))
+  sums = _Sums.zeros(n_streams, n_alone, len(items))
   n_truncated = 0
   batches = batches_of(examples, tokenizer, config)
   for i, (batch, owner_BT, cut) in enumerate(batches):
@@ -115,12 +115,10 @@ class _Sums(NamedTuple):
   confidence_M: np.ndarray
 
   @classmethod
-  def zeros(cls, n_streams: int, n: int) -> "_Sums":
-    flat, streams = np.zeros(n), np.zeros((n_streams, n))
-    hit, alone = np.ones(n, bool), np.ones((n_streams, n), bool)
-    return cls(
-      flat, hit, streams, alone, streams.copy(), flat.copy(), np.zeros(n, int), flat.copy()
-    )
+  def zeros(cls, n_streams: int, n_alone: int, n: int) -> "_Sums":
+    alone = np.zeros((n_alone, n)), np.ones((n_alone, n), bool)
+    rate_SM, n_M, confidence_M = np.zeros((n_streams, n)), np.zeros(n), np.zeros(n)
+    return cls(np.zeros(n), np.ones(n, bool), *alone, rate_SM, n_M, np.zeros(n, int), confidence_M)
 
   def add(self, scored: step.Scores, owner_BT: np.ndarray) -> None:
     mask = owner_BT >= 0
@@ -128,9 +126,10 @@ class _Sums(NamedTuple):
     np.add.at(self.logp_M, owner, scored.logp_BT[mask])
     np.logical_and.at(self.hit_M, owner, scored.hit_BT[mask])
     np.add.at(self.n_M, owner, 1)
-    for s in range(len(self.rate_SM)):
+    for s in range(len(self.alone_hit_SM)):
       np.add.at(self.alone_logp_SM[s], owner, scored.alone_logp_SBT[s][mask])
       np.logical_and.at(self.alone_hit_SM[s], owner, scored.alone_hit_SBT[s][mask])
+    for s in range(len(self.rate_SM)):
       np.add.at(self.rate_SM[s], owner, scored.rate_SBT[s][mask])
     for total_M, x_B in (
       (self.index_M, scored.index_B),
@@ -188,7 +187,7 @@ def summarise(examples: Sequence[Example], scores: Scores, config: Config) -> di
     for name in np.unique(domains):
       counts = np.bincount(scores.index_N[domains == name], minlength=config.experts.count)
       routes[str(name)] = (counts / counts.sum()).tolist()
-  alone = zip(names, scores.alone_SN, strict=True)
+  alone = zip(compose.heard_alone(config), scores.alone_SN, strict=True)
   summary = {
     "n": len(examples),
     "accuracy": float(scores.correct_N.mean()),

@@ -1,0 +1,92 @@
+"""The topology `around`: a domain expert on both sides of an invariant core, in one stream.
+
+  embed -> trunk -> lower, adapters of the domain expert -> its message
+        -> core, adapters of the invariant expert -> its message
+        -> upper, adapters of the domain expert -> head
+
+The core knows of the input what the domain expert's message carries, and the answer can tell of the
+core what the invariant one's does: no state goes past a message. With `lower` = 0 the domain expert
+translates token by token, so that whatever looks at more than one token is the core's.
+
+Source: ours, after a prototype of the project; the paper has parallel streams only.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from iclm import experts
+from iclm.compose import serving
+from iclm.compose.interface import Intervention
+from iclm.config import Config
+from iclm.nn import transformer
+from iclm.routing import Routing
+
+
+def run(
+  config: Config,
+  decoder: transformer.Decoder,
+  expert: experts.Expert,
+  pin: Callable[[Array], Array],
+  params: Any,
+  x_BTD: Float[Array, "B T D"],
+  shared: transformer.Shared,
+  routed: Routing,
+  keys: tuple[Any, Any],
+  do: Intervention,
+) -> tuple[Array, Array, Array]:
+  """Returns logits_BTV, messages_SBTZ and rate_SBT.
+
+  Args:
+    pin: keeps rows where their input is.
+    x_BTD: states of the trunk.
+    keys: of dropout and of the messages; None for deterministic.
+  """
+  t, n_inputs = config.topology, len(x_BTD)
+  split = lambda key: (None, None, None) if key is None else jax.random.split(key, 3)
+  drop, noise = map(split, keys)
+  domain = experts.gather(params["domain"], routed.index_B)
+  core = experts.repeat(params["invariant"], n_inputs)
+
+  def layers(x_BTD, first, n, adapted, key):
+    if n == 0:
+      return x_BTD
+    span = lambda found: pin(_span(decoder, params["base"], first, n, x_BTD, found, shared))
+    return expert.apply(adapted, span, key)
+
+  def say(stream, mine, x_BTD, key) -> Any:
+    served = serving.Served(mine, None, 1, (stream,))
+    return serving.speak(config, expert, served, x_BTD, key, do)
+
+  *_, invariant, domain_stream = range(len(serving.streams(config)))
+  strength_SB = serving.strength(config, routed, do)
+  below = layers(x_BTD, 0, t.lower, _part(domain, 0, t.lower), drop[0])
+  into_BTD, z_domain, rate_domain = say(domain_stream, domain, below, noise[0])
+  into_BTD = (into_BTD * strength_SB[domain_stream][:, None, None]).astype(x_BTD.dtype)
+  n_core = config.model.layers - config.model.trunk_layers - t.lower - t.upper
+  inside = layers(into_BTD, t.lower, n_core, core, drop[1])
+  out_BTD, z_core, rate_core = say(invariant, core, inside, noise[1])
+  heard_B11 = strength_SB[invariant][:, None, None] > 0
+  out_BTD = jnp.where(heard_B11, out_BTD.astype(x_BTD.dtype), into_BTD)
+  above = _part(domain, t.lower, t.lower + t.upper)
+  top = layers(out_BTD, t.lower + n_core, t.upper, above, drop[2])
+  logits_BTV: Any = decoder.apply({"params": params["base"]}, top, method="unembed")
+  return logits_BTV, jnp.stack([z_core, z_domain]), jnp.stack([rate_core, rate_domain])
+
+
+def _part(rows: Any, first: int, last: int) -> Any:
+  """Gathered experts with the adapters of some of their layers."""
+  return rows | {"adapter": jax.tree.map(lambda x: x[:, first:last], rows["adapter"])}
+
+
+def _span(decoder, base, first: int, n: int, x_BTD, adapters, shared) -> Any:
+  """`n` of the base's upper layers, from number `first` on."""
+  model = dataclasses.replace(decoder.model, layers=decoder.model.trunk_layers + n)
+  shorter = transformer.Decoder(model, decoder.vocab_size, decoder.dropout)
+  upper = jax.tree.map(lambda x: x[first : first + n], base["upper_layers"])
+  params = {"params": base | {"upper_layers": upper}}
+  return shorter.apply(params, x_BTD, adapters, shared, method="upper")

@@ -1,0 +1,138 @@
+"""The loss of a batch, term by term."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from iclm import compose, information, losses, routing
+from iclm.config import Config, InputError
+from iclm.data.pipeline import Batch
+
+# Terms that the router adds: its own names -> (metric with unit, weight in config.loss).
+ROUTER_TERMS = {
+  "balance_ratio": "balance",
+  "z_nats2": "zloss",
+  "codebook_sq": "codebook",
+  "commitment_sq": "commitment",
+}
+
+
+class Seen(NamedTuple):
+  """What the router saw and did in a step; None for routers that learn nothing."""
+
+  index_B: Int[Array, "B"]
+  prompt_BP: Any  # Float[Array, "B P"]
+  score_B: Float[Array, "B"]
+  row_mask_B: Bool[Array, "B"]
+
+
+def loss(params, batch: Batch, key, n_tokens, *, config: Config, model: compose.Model, state, tau):
+  """Weighted total of one micro-batch, with (metrics, Seen). `n_tokens`: counted per micro-batch
+  on average, so that the mean over micro-batches is the mean over the batch. Of the state, it goes
+  by the step and by the weights of the domains."""
+  params = {
+    name: part if getattr(config.trains, name) else jax.lax.stop_gradient(part)
+    for name, part in params.items()
+  }
+  k_apply, k_dependence = jax.random.split(key)
+  # Folded, not split: without perturbations, the draws of all else are what they were.
+  do = compose.perturb(config, len(batch.tokens_BT), jax.random.fold_in(key, 2), state.step)
+  output = model.apply(params, batch, k_apply, do, tau=tau, alone=config.loss.aux > 0)
+  mean = lambda nats, n: nats * n / jnp.maximum(n_tokens, 1)
+  nll, counted = losses.next_token_xent(output.logits_BTV, batch.targets_BT, batch.loss_mask_BT)
+  terms: dict[str, Any] = {"answer_nats": mean(nll, counted)}
+  weights: dict[str, Any] = {"answer_nats": 1.0}
+  extra = {}
+  if config.loss.group_dro > 0:
+    of_batch = output.logits_BTV, batch.targets_BT, batch.loss_mask_BT, batch.domain_B
+    nats_G = losses.grouped_xent(*of_batch, len(state.group_G))
+    terms["group_dro_nats"] = (state.group_G * nats_G).sum()
+    weights |= {"answer_nats": 0.0, "group_dro_nats": 1.0}
+    extra = {f"domain_nats/{name}": nats_G[g] for g, name in enumerate(config.data.domains)}
+  names = compose.streams(config)
+  if output.rate_SBT is not None:
+    beta = config.loss.beta * jnp.minimum(1.0, (state.step + 1) / max(config.bottleneck.ramp, 1))
+    for name, rate_BT in zip(names, output.rate_SBT, strict=True):
+      rate = jnp.where(batch.loss_mask_BT > 0, rate_BT, 0.0).sum() / jnp.maximum(n_tokens, 1)
+      terms[f"rate_{name}_nats"], weights[f"rate_{name}_nats"] = rate, beta
+  if output.alone_SBTV is not None:
+    for name, alone_BTV in zip(names, output.alone_SBTV, strict=True):
+      nll, counted = losses.next_token_xent(alone_BTV, batch.targets_BT, batch.loss_mask_BT)
+      terms[f"aux_{name}_nats"], weights[f"aux_{name}_nats"] = mean(nll, counted), config.loss.aux
+  if config.loss.dependence > 0:
+    value, found = _dependence(config, output, batch, k_dependence)
+    extra |= found
+    terms |= value
+    weights |= dict.fromkeys(value, config.loss.dependence)
+  if output.routing is not None:
+    for name, term in output.routing.losses.items():
+      terms[f"router_{name}"] = term
+      weights[f"router_{name}"] = getattr(config.loss, ROUTER_TERMS[name])
+  loss, metrics = losses.total(terms, weights)
+  hit = (output.logits_BTV.argmax(-1) == batch.targets_BT) & (batch.loss_mask_BT > 0)
+  metrics |= extra | {"loss_nats": loss, "token_accuracy": hit.sum() / jnp.maximum(n_tokens, 1)}
+  seen = None
+  if output.routing is not None:
+    rows_B = batch.prompt_mask_BT.any(axis=1)
+    seen = Seen(output.routing.index_B, output.prompt_BP, output.routing.score_B, rows_B)
+  return loss, (metrics, seen)
+
+
+def check_weights(config: Config) -> None:
+  """A loss weight without a term to weigh would be ignored: that is an error.
+
+  Raises:
+    InputError: names the weight and the router whose losses it cannot weigh.
+  """
+  has = set()
+  if config.experts.kind != "none" and config.router.kind in routing.LEARNED:
+    has = {"balance", "zloss"} | (
+      {"codebook", "commitment"} if config.router.kind == "vq" else set()
+    )
+  for name in ("balance", "zloss", "codebook", "commitment"):
+    if getattr(config.loss, name) != 0 and name not in has:
+      raise InputError(
+        f"config.loss.{name} = {getattr(config.loss, name)} weighs nothing under "
+        f"config.router.kind = {config.router.kind!r}, config.experts.kind = "
+        f"{config.experts.kind!r}; set it to 0"
+      )
+
+
+def _dependence(config: Config, output: compose.Output, batch: Batch, key):
+  """Dependence of the two messages where an answer starts: one sample per question."""
+  starts_BT = batch.loss_mask_BT > 0
+  before_BT = jnp.pad(starts_BT[:, :-1], ((0, 0), (1, 0)))
+  same_BT = jnp.pad(batch.segment_BT[:, 1:] == batch.segment_BT[:, :-1], ((0, 0), (1, 0)))
+  start_M = (starts_BT & ~(before_BT & same_BT)).reshape(-1)
+  # A row starts one answer per segment, its context included where `data.loss` is "all".
+  n = min(start_M.size, len(starts_BT) * (config.data.questions_per_row + 1))
+  (at_N,) = jnp.nonzero(start_M, size=n, fill_value=0)
+  mask_N = jnp.arange(n) < start_M.sum()
+  messages_SBTZ: Any = output.messages_SBTZ
+  x_NZ, y_NZ = (z_BTZ.reshape(-1, z_BTZ.shape[-1])[at_N] for z_BTZ in messages_SBTZ)
+  d = config.dependence
+  if d.kind == "joint_mi":
+    p_NC, q_NC = (jax.nn.softmax(z_NZ[:, : d.features]) for z_NZ in (x_NZ, y_NZ))
+    return {"dependence_mi_nats": information.joint_mi(p_NC, q_NC, mask_N)}, {}
+  groups_N, n_groups = _groups(config, output.logits_BTV.shape[-1], batch, at_N, mask_N)
+  result = information.dependence(x_NZ, y_NZ, mask_N, groups_N, n_groups, key, d.features)
+  extra = {"dependence_classes": result.n_used, "dependence_skipped": result.n_skipped}
+  return {"dependence_nhsic": result.value}, extra
+
+
+def _groups(config: Config, n_vocab: int, batch: Batch, at_N, mask_N):
+  """Class of each sample: nothing, its domain, or its label among the most frequent ones."""
+  d = config.dependence
+  if d.given == "none":
+    return None, 1
+  if d.given == "domain":
+    domain_BT = jnp.broadcast_to(batch.domain_B[:, None], batch.tokens_BT.shape)
+    return domain_BT.reshape(-1)[at_N], max(len(config.data.domains), 1)
+  label_N = batch.targets_BT.reshape(-1)[at_N]
+  n_V = jnp.zeros(n_vocab, jnp.int32).at[label_N].add(mask_N)
+  n_groups = min(d.classes, n_vocab)
+  _, frequent_G = jax.lax.top_k(n_V, n_groups)
+  class_V = jnp.full(n_vocab, -1).at[frequent_G].set(jnp.arange(n_groups))
+  return class_V[label_N], n_groups
