@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import rich.console
 from absl import app, flags, logging
 
 from iclm import config, train
@@ -17,6 +18,7 @@ from iclm import config, train
 INTERRUPTED = 143
 # What was compiled once is read from here the next time, as when a run is resumed.
 CACHE = pathlib.Path("~/.cache/iclm/xla").expanduser()
+PIPED_WIDTH = 200  # Columns of a table that goes to a file or another program.
 
 
 def run(main: Callable[[Any], int | None]) -> None:
@@ -39,6 +41,15 @@ def run(main: Callable[[Any], int | None]) -> None:
       return 3
 
   app.run(guarded, flags_parser=_parse)
+
+
+def console() -> rich.console.Console:
+  """Where tables are printed: as wide as the terminal, or wide and plain where there is none.
+
+  COLUMNS in the environment sets another width.
+  """
+  piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+  return rich.console.Console(width=PIPED_WIDTH if piped else None)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import rich.console
 import rich.table
 from absl import flags
 
@@ -69,7 +68,7 @@ def _show(sets: list[dict]) -> None:
     groups = ", ".join(f"{k} {v['accuracy']:.3f}" for k, v in s["by_group"].items())
     numbers = f"{s['accuracy']:.4f}", f"{s['exact_match']:.4f}", f"{s['nll_nats']:.4f}"
     table.add_row("/".join(pathlib.Path(s["path"]).parts[-3:]), str(s["n"]), *numbers, groups)
-  rich.console.Console().print(table)
+  cli.console().print(table)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import rich.console
 import rich.table
 
+from experiments import cli
 from iclm import compose, config, train, workdir
 from iclm.config import Config
 from iclm.data import assemble, mechanisms
@@ -144,7 +144,7 @@ def _write(path: pathlib.Path, examples: Sequence[Example]) -> None:
 
 
 def _show(c: Config, result: train.Result, plain, found: dict[str, Any]) -> None:
-  console = rich.console.Console()
+  console = cli.console()
   table = rich.table.Table(
     "set", "iclm", *(["plain base"] if plain else []), "route forced to the next", title="Accuracy"
   )

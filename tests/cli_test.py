@@ -11,9 +11,10 @@ import types
 
 import jax
 import pytest
+import rich.table
 from train_test import data, fit, whole  # noqa: F401, fixtures.
 
-from experiments import evaluate, study
+from experiments import cli, evaluate, study
 from iclm import progress, train, workdir
 from iclm.config import InputError
 
@@ -62,6 +63,10 @@ def test_evaluate_examines_what_it_is_asked_to(whole, data, tmp_path):  # noqa: 
     assert len(matrix) == len(ci95) == 2 and {len(row) for row in matrix} == {5}
   assert found["interventions"]["regret_nats"] == found["routing"]["regret_nats"] >= 0
   assert set(found["routing"]) >= {"nmi", "purity", "ece"}
+  drawn = found["routing"]["map"]
+  assert len(drawn["xy"]) == len(drawn["domain"]) == len(drawn["expert"]) == 50
+  assert set(drawn["domain"]) == set(domains) and set(drawn["expert"]) <= {0, 1}
+  assert drawn["share"][0] >= drawn["share"][1] >= 0 and sum(drawn["share"]) <= 1 + 1e-9
   pairs = {row["pair"] for row in found["independence"]}
   assert pairs == {"invariant, domain", "invariant, domain | label", "domain 0, domain 1 | label"}
   assert all({"estimator", "value", "null_p95", "p"} <= set(r) for r in found["independence"])
@@ -93,6 +98,18 @@ def test_no_run_no_data_no_room_is_told(whole, data, tmp_path):  # noqa: F811
     asked(tmp_path / "nothing", tmp_path / "o.json", data)
   with pytest.raises(InputError, match="cannot write"):
     asked(whole[0], tmp_path / "absent" / "o.json", data)
+
+
+def test_tables_are_wide_and_plain_where_they_are_piped(capsys, monkeypatch):
+  monkeypatch.delenv("COLUMNS", raising=False)
+  table = rich.table.Table("a" * 60, "b" * 60)
+  table.add_row("c" * 60, "d" * 60)
+  cli.console().print(table)
+  out = capsys.readouterr().out
+  assert "c" * 60 in out and "d" * 60 in out and "\x1b" not in out
+  monkeypatch.setenv("COLUMNS", "40")
+  cli.console().print(table)
+  assert max(map(len, capsys.readouterr().out.splitlines())) <= 40
 
 
 def run(*argv, module="experiments.train"):
