@@ -1,6 +1,7 @@
-"""Write one HTML page about a run.
+"""Write one HTML page about a run or a sweep.
 
 python -m experiments.report --workdir=runs/quickstart [--examined=OUT.json] --out=report.html
+python -m experiments.report --workdir=runs/sweep --out=sweep.html
 """
 
 import pathlib
@@ -22,8 +23,8 @@ def main(flag: flags.FlagValues) -> int:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "The folder of a complete run.")
-  flags.DEFINE_string("examined", None, "What experiments.evaluate wrote of it, with examinations.")
+  flags.DEFINE_string("workdir", None, "The folder of a complete run, or of a sweep.")
+  flags.DEFINE_string("examined", None, "What experiments.evaluate wrote of the run.")
   flags.DEFINE_string("out", None, "Where the page goes.")
   flags.mark_flags_as_required(["workdir", "out"])
   cli.run(main)

@@ -20,17 +20,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import rich.console
 import rich.table
 from absl import flags
 
 from experiments import cli
-from iclm import config, train
+from iclm import config, train, workdir
+from iclm.audit.sweep import DONE, FAILED, PLAN
 from iclm.config import InputError
 from iclm.evals import statistics
 
 LEVEL = 0.95
-DONE = "done"  # Marks the folder of a run that came to its end.
 COLUMNS = ("system", "seed", "set", "group", "n", "accuracy")
 
 
@@ -60,6 +59,7 @@ class Job:
 def main(flag: flags.FlagValues) -> int:
   folder = pathlib.Path(flag.workdir)
   jobs = jobs_of(_load(pathlib.Path(flag.sweep)), folder, flag.override)
+  plan(folder, jobs)
   with Children() as children:
     dead = run(jobs, flag.jobs, flag.tries, children)
   if children.stopped:
@@ -116,6 +116,18 @@ def jobs_of(sweep: Any, folder: pathlib.Path, overrides: Sequence[str]) -> list[
   ]
 
 
+def plan(folder: pathlib.Path, jobs: Sequence[Job]) -> None:
+  """Writes which runs there are to be, so that a report can tell those that are missing."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f"cannot make the workdir {folder}: {error.strerror}") from None
+  systems, seeds = (
+    list(dict.fromkeys(getattr(j, name) for j in jobs)) for name in ("system", "seed")
+  )
+  workdir.write_json(folder / PLAN, {"systems": systems, "seeds": seeds})
+
+
 class Children:
   """The running commands; SIGTERM and Ctrl-C stop them all, each after a checkpoint."""
 
@@ -170,6 +182,7 @@ def run(jobs: Sequence[Job], n_at_a_time: int, tries: int, children: Children) -
 
 
 def _attempt(job: Job, tries: int, children: Children) -> bool:
+  (job.folder / FAILED).unlink(missing_ok=True)
   for _ in range(tries):
     if children.stopped:
       return False
@@ -180,7 +193,9 @@ def _attempt(job: Job, tries: int, children: Children) -> bool:
       (job.folder / DONE).touch()
       return True
     if code == 2:  # Bad input stays bad.
-      return False
+      break
+  if not children.stopped:
+    (job.folder / FAILED).touch()
   return False
 
 
@@ -213,7 +228,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     mine = [row for row in whole if row["system"] == system]
     cells = [_cell([row["accuracy"] for row in mine if row["set"] == name]) for name in sets]
     table.add_row(system, str(len({row["seed"] for row in mine})), *cells)
-  rich.console.Console().print(table)
+  cli.console().print(table)
 
 
 def _cell(values: Sequence[float]) -> str:

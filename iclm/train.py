@@ -18,7 +18,7 @@ from iclm.config import Config, InputError, to_dict
 from iclm.data import assemble, pipeline
 from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
-from iclm.evals import accuracy
+from iclm.evals import accuracy, locality
 from iclm.progress import Log
 
 # Prompts that the router's prototypes are fitted on, and how.
@@ -97,7 +97,10 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
   if n == c.steps:
     data = assemble.provenance(training, c.steps * c.batch_size, sets)
     provenance = workdir.provenance(c) | {"data": data}
-    results = {"sets": scored, "train_s": train_s, "provenance": provenance}
+    sizes = {name: locality.size(state.params, [name]) for name in state.params}
+    results = {
+      "sets": scored, "train_s": train_s, "parameters": sizes, "provenance": provenance
+    }  # fmt: skip
     workdir.write_json(folder / "results.json", results)
   run = workdir.Run(c, model, state.params, tokenizer, mesh, n)
   return Result(run, scored, train_s, n < c.steps)

@@ -142,3 +142,21 @@ def test_what_is_missing_is_named():
 def test_bad_input_is_refused(arguments, message):
   with pytest.raises(InputError, match=message):
     report(*arguments)
+
+
+def test_what_lies_on_a_plane_keeps_its_distances_on_the_map():
+  rng = np.random.default_rng(0)
+  flat_N2 = rng.normal(size=(20, 2)) * (3, 1)
+  plane_25 = np.linalg.qr(rng.normal(size=(5, 2)))[0].T
+  xy_N2, share_2 = routing.flatten(flat_N2 @ plane_25 + 7.0)
+  apart = lambda x_N2: np.linalg.norm(x_N2[:, None] - x_N2[None], axis=-1)
+  np.testing.assert_allclose(apart(xy_N2), apart(flat_N2), atol=1e-9)
+  np.testing.assert_allclose(share_2.sum(), 1.0)
+  assert share_2[0] > share_2[1]
+  np.testing.assert_allclose(xy_N2.mean(axis=0), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (4, 1), (2, 2)])
+def test_a_map_has_two_axes_however_little_varies(shape):
+  xy_N2, share_2 = routing.flatten(np.ones(shape))
+  assert xy_N2.shape == (shape[0], 2) and not xy_N2.any() and not share_2.any()

@@ -1,12 +1,16 @@
-"""The page of a run: complete, self-contained, and safe to open."""
+"""The page of a run, and what pages draw: complete, self-contained, and safe to open."""
 
 import html.parser
 import json
 
+import hypothesis
+import numpy as np
 import pytest
+from hypothesis import strategies as st
 
-from iclm.audit import report
+from iclm.audit import cost, drawing, report
 from iclm.config import InputError
+from iclm.evals import statistics
 
 EVIL = "<script>alert(1)</script>"
 SET = {
@@ -16,6 +20,9 @@ SET = {
 RESULTS = {
   "sets": {"test": SET},
   "train_s": 12.3,
+  "parameters": {"base": 1_000, "domain": 234},
+  "plain_base": {"sets": {"test": SET | {"accuracy": 0.5}}, "train_s": 6.0},
+  "forced": {"test": 0.25},
   "provenance": {
     "commit": "abc", "dirty": True, "seed": 3, "config_sha256": "f" * 64,
     "device": {"kind": "cpu", "count": 1, "cores": 2},
@@ -35,7 +42,9 @@ EXAMINED = {
   ],
   "probes": {"domain": {"group": {"accuracy": None, "majority": 0.5, "note": "constant"}}},
   "routing": {"nmi": None, "purity": 1.0, "purity_of_one_expert": 0.5, "ece": 0.1,
-              "regret_nats": 0.2, "notes": ["one domain"]},
+              "regret_nats": 0.2, "notes": ["one domain"],
+              "map": {"xy": [[0.0, 1.0], [2.0, 0.0]], "share": [0.75, 0.25],
+                      "domain": [EVIL, "b"], "expert": [1, 0]}},
 }  # fmt: skip
 
 
@@ -63,7 +72,11 @@ class Tags(html.parser.HTMLParser):
 
 def write(folder, results=RESULTS):
   (folder / "results.json").write_text(json.dumps(results))
-  lines = [{"step": s, "answer_nats": 2 - s / 10, "usage/0": 0.5} for s in (1, 2, 10)]
+  lines = [
+    {"step": s, "answer_nats": 2 - s / 10, "usage/0": 0.5, "rate_nats": None, "wall/step_s": 0.5,
+     "wall/tokens_per_s": 1e3}
+    for s in (1, 2, 10)
+  ]  # fmt: skip
   (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
   return folder
 
@@ -79,16 +92,21 @@ def test_a_page_is_whole_and_text_from_data_is_text(tmp_path):
   (tmp_path / "out.json").write_text(json.dumps(EXAMINED))
   page = report.render(write(tmp_path), tmp_path / "out.json")
   assert "script" not in parsed(page).names and "&lt;script&gt;" in page
-  # Wilson's interval of 30 of 40 at 95 %: 0.598 to 0.858.
-  assert "0.598 – 0.858" in page
+  # Wilson's interval of 30 of 40 at 95 %: 0.598 to 0.858; of the plain base's 20: 0.352 to 0.648;
+  # of the forced routes' 10: 0.142 to 0.402.
+  for interval in ("0.598 – 0.858", "0.352 – 0.648", "0.142 – 0.402"):
+    assert interval in page
+  assert "1,234" in page  # All parameters.
   for text in ("no input reaches expert 0", "too few", "with uncommitted changes", "seed 3", "–"):
     assert text in page
 
 
 def test_what_a_run_lacks_the_page_lacks(tmp_path):
   plain = SET | {"routes": {}, "rate_nats": {}}
-  page = report.render(write(tmp_path, RESULTS | {"sets": {"test": plain}}), None)
+  results = {key: RESULTS[key] for key in ("train_s", "provenance")} | {"sets": {"test": plain}}
+  page = report.render(write(tmp_path, results), None)
   parsed(page)
+  assert "plain base" not in page and "next expert" not in page.partition("<p")[0]
   for title in ("Routes", "Interventions", "Independence", "Partial update"):
     assert f"<h2>{title}" not in page
   assert "<h2>Training" in page
@@ -96,18 +114,63 @@ def test_what_a_run_lacks_the_page_lacks(tmp_path):
 
 def test_curves_span_their_box():
   metrics = [{"step": s, "answer_nats": v} for s, v in ((5, 2.0), (10, 1.0))]
-  curve = report._curve(metrics, "answer_nats", "t")
+  curve = drawing.curve(metrics, "answer_nats", "t")
   # Half of the 320 wide box at step 5 of 10, its top at the maximum; 1 of 2 is half of 120 high.
-  assert curve.lines == [("answer_nats", "M160.0,0.0 L320.0,60.0")]
+  assert [(line.name, line.path) for line in curve.lines] == [
+    ("answer_nats", "M160.0,0.0 L320.0,60.0")
+  ]
   assert (curve.low, curve.high, curve.last_step) == (0.0, 2.0, 10)
-  assert report._curve(metrics, "rate_", "t") is None
+  assert drawing.curve(metrics, "rate_", "t") is None
+  assert drawing.curve([{"step": 1, "rate_nats": None}], "rate_", "t") is None
 
 
-def test_shades_are_white_at_zero_and_grey_where_unknown():
-  assert report._shade(0.0, 2.0) == "rgb(255,255,255)"
-  assert report._shade(2.0, 2.0) == "rgb(64,64,255)"
-  assert report._shade(-9.0, 2.0) == "rgb(255,64,64)"
-  assert report._shade(None, 2.0) == "#eee"
+def test_shades_are_clear_at_zero_and_grey_where_unknown():
+  assert drawing.shade(0.0, 2.0).endswith(",0.00)")
+  assert drawing.shade(2.0, 2.0) == "rgba(40,90,220,0.70)"
+  assert drawing.shade(-9.0, 2.0) == "rgba(215,45,45,0.70)"
+  assert drawing.shade(None, 2.0) == "rgba(128,128,128,.2)"
+
+
+def test_numbers_have_no_negative_zero_and_a_dash_for_what_is_unknown():
+  assert drawing.number(-0.0004) == "0.000" and drawing.number(-0.0006) == "-0.001"
+  assert drawing.number(None) == drawing.number(float("nan")) == "–"
+  assert drawing.number(12345.6, 0) == "12,346"
+
+
+@hypothesis.given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_dots_and_intervals_lie_on_their_axis(values):
+  mean = statistics.t_interval(np.array(values), level=0.95)
+  found = drawing.strip("t", {"a": (values, mean)})
+  assert 0 <= found.low <= min(values) and max(values) <= found.high <= 1
+  assert found.low < found.high
+  (row,) = found.rows
+  assert all(0 <= x <= 100 for x in (*row.dots, row.mean, *(row.interval or ())))
+  # Per cent of the axis, rounded to two digits, is the value again.
+  back = [found.low + x / 100 * (found.high - found.low) for x in row.dots]
+  np.testing.assert_allclose(back, values, atol=1e-4)
+
+
+def test_a_map_keeps_angles_and_gives_no_colour_twice():
+  many = [f"d{i}" for i in range(12)]
+  xy = [[float(i), 0.5 * i] for i in range(12)]
+  found = drawing.prompt_map({"xy": xy, "share": [1, 0], "domain": many, "expert": [7] * 12})
+  # Both axes have one scale: 320 units for 11, and half of that in height; margins of 10.
+  assert (found.marks[-1].x, found.marks[-1].y) == (330.0, 10.0) and found.height == 180.0
+  assert {mark.word for mark in found.marks} == {"7"}
+  ink = [colour for _, colour in found.legend if colour != drawing.OTHER]
+  assert len(ink) == len(set(ink)) == 8
+  one = {"xy": [[1.0, 1.0]], "share": [0, 0], "domain": ["a"], "expert": [0]}
+  assert drawing.prompt_map(one).height == 20.0
+
+
+def test_cost_adds_up_over_sittings():
+  assert cost.of_metrics([{"step": 5, "eval/x": 1.0}]) is None
+  lines = [
+    {"step": step, "wall/step_s": s, "wall/tokens_per_s": 10 / s}
+    for step, s in ((10, 3.0), (20, 1.0), (30, 1.0), (40, 2.0))
+  ]
+  # 10 steps at 3 s, 20 at 1 s, 10 at 2 s; the first line, which compiles, is in no median.
+  assert cost.of_metrics(lines) == (70.0, 1.0, 10.0)
 
 
 def test_a_run_without_results_is_told(tmp_path):
@@ -120,6 +183,9 @@ def test_a_run_without_results_is_told(tmp_path):
   (tmp_path / "out.json").write_text(json.dumps(other))
   with pytest.raises(InputError, match="about another run"):
     report.render(tmp_path, tmp_path / "out.json")
+  (tmp_path / "results.json").write_text("[]")
+  with pytest.raises(InputError, match=r"results\.json is not what experiments\.train writes"):
+    report.render(tmp_path, None)
   (tmp_path / "results.json").write_text("{")
   with pytest.raises(InputError, match=r"cannot read .*results\.json"):
     report.render(tmp_path, None)

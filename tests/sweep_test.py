@@ -62,6 +62,8 @@ def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
   children = sweep.Children()
   assert sweep.run([*jobs, dead], 2, 2, children) == [dead]
   assert "5 runs, 0 of them done" in capsys.readouterr().out
+  failed = [job for job in [*jobs, dead] if (job.folder / sweep.FAILED).exists()]
+  assert failed == [dead]  # And not what came to its end at the second try.
   assert sweep.run([*jobs, dead], 2, 1, children) == [dead]
   assert "5 runs, 4 of them done" in capsys.readouterr().out
   rows = sweep.gather([*jobs, dead])
@@ -93,7 +95,16 @@ def test_sigterm_ends_every_child_and_starts_no_other(tmp_path):
     assert sweep.run(jobs, 2, 2, children) == []
   assert children.stopped and time.monotonic() - begun < 30
   assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1"]
-  assert not any(job.done for job in jobs)
+  assert not any(job.done or (job.folder / sweep.FAILED).exists() for job in jobs)
+
+
+def test_the_plan_names_every_run(tmp_path):
+  folder = tmp_path / "new" / "sweep"
+  sweep.plan(folder, sweep.jobs_of(SWEEP, folder, []))
+  assert json.loads((folder / sweep.PLAN).read_text()) == {"systems": ["a", "b"], "seeds": [0, 1]}
+  (tmp_path / "file").touch()
+  with pytest.raises(InputError, match="cannot make the workdir"):
+    sweep.plan(tmp_path / "file" / "sweep", sweep.jobs_of(SWEEP, folder, []))
 
 
 def test_what_is_wrong_with_a_sweep_is_said(tmp_path):

@@ -17,12 +17,13 @@ from iclm.evals.subject import Messages, Subject
 # Of the independence report and the calibration; each row of the report names its own n.
 N_PERMUTATIONS, N_STATES, N_BINS, N_FOLDS, RIDGE, LEVEL = 199, 8, 10, 5, 1e-2, 0.95
 MAX_EXPERTS = 8  # Pairs of domain experts grow with the square of their number.
+N_MAPPED = 300  # Examples of the map of prompts: more would cover each other.
 
 
 def intervene(
   subject: Subject, examples: Sequence[Example], reference: Sequence[Example], seed: int
 ) -> dict[str, Any]:
-  """Effects of interventions, and the quality of the routes; see `interventions` and `routing`.
+  """Effects of interventions, quality of the routes, and the map of what the router reads.
 
   Args:
     reference: training examples, whose messages stand in for those knocked out.
@@ -31,8 +32,28 @@ def intervene(
   found = interventions.report(measured, examples, subject.config.experts.count, seed)
   if subject.config.bottleneck.kind != "none":
     found["interchange"] = interventions.interchange(subject, examples, measured.without, seed)
-  routed = _routes(subject, examples, measured.without)
-  return {"interventions": found, "routing": routed | {"regret_nats": found["regret_nats"]}}
+  routed = _routes(subject, examples, measured.without) | {
+    "regret_nats": found["regret_nats"],
+    "map": _map(subject, examples, measured.without, seed),
+  }
+  return {"interventions": found, "routing": routed}
+
+
+def _map(
+  subject: Subject, examples: Sequence[Example], scores: Scores, seed: int
+) -> dict[str, Any] | None:
+  """Where some prompts lie for the router, on a plane; None where it routes by token."""
+  if subject.config.router.level != "input":
+    return None
+  n = min(N_MAPPED, len(examples))
+  pick = np.sort(np.random.default_rng(seed).choice(len(examples), n, replace=False))
+  xy_N2, share_2 = routing.flatten(subject.prompts([examples[i] for i in pick]))
+  return {
+    "xy": xy_N2.round(4).tolist(),
+    "share": share_2.tolist(),
+    "domain": [examples[i].domain for i in pick],
+    "expert": scores.index_N[pick].tolist(),
+  }
 
 
 def _routes(subject: Subject, examples: Sequence[Example], scores: Scores) -> dict[str, Any]:

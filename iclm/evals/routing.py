@@ -127,6 +127,31 @@ def ari(a_N: Int[np.ndarray, "N"], b_N: Int[np.ndarray, "N"]) -> float | None:
   return (together - chance) / ((in_a + in_b) / 2 - chance)
 
 
+def flatten(
+  emb_NP: Float[np.ndarray, "N P"],
+) -> tuple[Float[np.ndarray, "N 2"], Float[np.ndarray, "2"]]:
+  """Embeddings on the plane in which they spread most, by principal components.
+
+  Two clusters that meet on the plane may be far apart beside it: the shares say how much is left.
+
+  Returns:
+    xy_N2: centred, in the units of the embeddings; each axis points to where its direction's
+      largest entry grows, so that the same embeddings give the same map.
+    share_2: of the variance that each axis holds; 0 where nothing varies.
+
+  Source: Pearson, "On lines and planes of closest fit to systems of points in space", 1901.
+  """
+  # Zeros beside them change nothing, and give a second axis where there is one number or input.
+  n, p = emb_NP.shape
+  padded = np.zeros((max(n, 2), max(p, 2)))
+  padded[:n, :p] = emb_NP - emb_NP.mean(axis=0)
+  _, size_K, axis_KP = np.linalg.svd(padded, full_matrices=False)
+  axis_2P = axis_KP[:2]
+  largest_2 = np.take_along_axis(axis_2P, np.abs(axis_2P).argmax(1)[:, None], axis=1)
+  xy_N2 = padded[:n] @ (axis_2P * np.where(largest_2 < 0, -1, 1)).T
+  return xy_N2, size_K[:2] ** 2 / ((size_K**2).sum() or 1.0)
+
+
 def seed_agreement(route_SN: Int[np.ndarray, "S N"]) -> dict[str, Any]:
   """The ARI of each two seeds on the same inputs: without it, no partition was identified.
 

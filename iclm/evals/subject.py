@@ -48,6 +48,7 @@ class Subject:
     self._scorer = accuracy.make_scorer(config, model)
     self._speaker = jax.jit(functools.partial(_speak, model))
     self._logits = jax.jit(lambda params, batch: model.apply(params, batch).logits_BTV)
+    self._reader = jax.jit(lambda params, batch: model.apply(params, batch).prompt_BP)
 
   def score(
     self,
@@ -68,6 +69,22 @@ class Subject:
     for batch, owner_BT, _ in accuracy.batches_of(examples, self._tokenizer, self.config):
       found = self._logits(self._params, sharding.put_batch(batch, self._mesh))
       yield np.asarray(found)[owner_BT >= 0]
+
+  def prompts(self, examples: Sequence[Example]) -> Float[np.ndarray, "N P"]:
+    """What the router reads of each example, beside which it lays its prototypes.
+
+    Raises:
+      InputError: no router reads a whole prompt: there is none, or it routes token by token.
+    """
+    if not compose.streams(self.config) or self.config.router.level != "input":
+      raise InputError("a model without experts, or routed by token, embeds no prompt as a whole")
+    alone = [dataclasses.replace(example, choices=()) for example in examples]
+    found_NP = np.zeros((len(alone), self.config.router.width), np.float32)
+    for batch, owner_BT, _ in accuracy.batches_of(alone, self._tokenizer, self.config):
+      prompt_BP = np.asarray(self._reader(self._params, sharding.put_batch(batch, self._mesh)))
+      row_M, column_M = np.nonzero(owner_BT >= 0)
+      found_NP[owner_BT[row_M, column_M]] = prompt_BP[row_M]
+    return found_NP
 
   def messages(
     self,

@@ -1,0 +1,173 @@
+"""What the page of a run says."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from iclm.audit import cost, drawing, files
+from iclm.config import InputError
+from iclm.evals import statistics
+
+LEVEL = 0.95
+ASK = "name the --out of experiments.evaluate"
+CURVES = (
+  ("answer_nats", "answer, nats per token"),
+  ("rate_", "rates, nats per position"),
+  ("usage/", "share of inputs per expert"),
+  ("eval/", "evaluation accuracy"),
+)
+EFFECTS = {
+  "force": "accuracy when every input is served by one expert, change",
+  "knockout": "accuracy when the expert says its mean message, change",
+  "force_nats": "nats of the answer when every input is served by one expert, change",
+  "knockout_nats": "nats of the answer when the expert says its mean message, change",
+}
+# A run, and those that a study sets beside it, by their folders within its own.
+RUNS = {
+  "this model": ".",
+  "plain base": "plain_base",
+  "update of this model": "update/iclm",
+  "update of the plain base": "update/plain_base",
+}
+
+
+class Row(NamedTuple):
+  """A set, or a group of its examples; what a model was not asked is None."""
+
+  label: str
+  n: int
+  accuracies: list[statistics.Estimate | None]
+  is_group: bool
+
+
+class Accuracies(NamedTuple):
+  """Accuracy of sets and their groups, one column per model, with Wilson's intervals."""
+
+  title: str
+  models: list[str]
+  rows: list[Row]
+
+
+class Trained(NamedTuple):
+  """What a run cost; parameters by their groups, in which all domain experts are one."""
+
+  label: str
+  cost: cost.Cost | None
+  parameters: dict[str, int] | None
+
+
+def content(folder: pathlib.Path, examined: pathlib.Path | None) -> dict[str, Any]:
+  """All that the template of a run's page reads; see `iclm.audit.report.render`."""
+  results = files.read_results(folder)
+  more = {} if examined is None else files.read_json(examined, ASK)
+  if examined is not None:
+    _check_same_run(folder, results, examined, more)
+  metrics = files.read_metrics(folder)
+  sets, routing = results["sets"], more.get("routing")
+  after = {pathlib.Path(s["path"]).name: s for s in more.get("sets", [])}
+  return {
+    "name": folder.name,
+    "accuracies": [
+      _accuracies("at the end of training", sets, results),
+      *([_accuracies("evaluated afterwards", after, {})] if after else []),
+    ],
+    "rates": {name: found["rate_nats"] for name, found in sets.items() if found["rate_nats"]},
+    "routes": [_routes(name, found) for name, found in sets.items() if found["routes"]],
+    "effects": _effects(more.get("interventions")),
+    "interventions": more.get("interventions"),
+    "independence": _pairs(more.get("independence", [])),
+    "probes": more.get("probes", {}),
+    "routing": routing,
+    "map": drawing.prompt_map(routing["map"]) if routing and routing.get("map") else None,
+    "update": results.get("update"),
+    "curves": [c for prefix, title in CURVES if (c := drawing.curve(metrics, prefix, title))],
+    "trained": _trained(folder),
+    "provenance": results["provenance"],
+  }
+
+
+def _check_same_run(folder: pathlib.Path, results, examined: pathlib.Path, more) -> None:
+  try:
+    ours, theirs = (x["provenance"]["config_sha256"] for x in (results, more))
+    whole = all(s.keys() >= {"path", "n", "accuracy", "by_group"} for s in more["sets"])
+  except (AttributeError, KeyError, TypeError):
+    ours = theirs = whole = None
+  if not whole:
+    raise InputError(f"{examined} is not what experiments.evaluate writes; name its --out")
+  if ours != theirs:
+    raise InputError(f"{examined} is about another run than {folder}: their configs differ")
+
+
+def _accuracies(title: str, sets: Mapping[str, Any], results: dict[str, Any]) -> Accuracies:
+  """The run's accuracy, beside that of its plain base and of forced routes where it has them."""
+  plain = results.get("plain_base", {}).get("sets")
+  forced = results.get("forced")
+  models = ["accuracy" if plain is None and forced is None else "this model"]
+  models += ["plain base"] * (plain is not None)
+  models += ["next expert"] * (forced is not None)
+
+  rows = []
+  for name, found in sets.items():
+    rivals = [] if plain is None else [plain.get(name)]
+    cells = [_share(s) for s in (found, *rivals)]
+    if forced is not None:
+      cells.append(_share({"n": found["n"], "accuracy": forced[name]} if name in forced else None))
+    rows.append(Row(name, found["n"], cells, is_group=False))
+    for label, group in found["by_group"].items():
+      cells = [_share(group)]
+      cells += [_share(None if s is None else s["by_group"].get(label)) for s in rivals]
+      cells += [None] * (forced is not None)
+      rows.append(Row(label, group["n"], cells, is_group=True))
+  return Accuracies(title, models, rows)
+
+
+def _share(found: dict[str, Any] | None) -> statistics.Estimate | None:
+  if found is None:
+    return None
+  n_right = round(found["accuracy"] * found["n"])
+  return statistics.wilson_interval(n_right, found["n"], level=LEVEL)
+
+
+def _routes(name: str, found: dict[str, Any]) -> drawing.Heat:
+  cells = list(found["routes"].values())
+  title = f"{name}: share of a domain's inputs per expert"
+  return drawing.Heat(
+    title, list(found["routes"]), list(map(str, range(len(cells[0])))), cells, 1.0
+  )
+
+
+def _effects(found: dict[str, Any] | None) -> list[drawing.Heat]:
+  """Effect matrices, expert x domain."""
+  heats = []
+  for key, title in EFFECTS.items():
+    if found is not None and key in found:
+      cells = found[key]
+      scale = max((abs(x) for row in cells for x in row if x is not None), default=0.0) or 1.0
+      heats.append(drawing.Heat(title, _experts(len(cells)), found["domains"], cells, scale))
+  return heats
+
+
+def _pairs(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+  """The rows of each pair; a pair of which nothing is known, for one reason, keeps one row."""
+  found: dict[str, list[dict[str, Any]]] = {}
+  for row in rows:
+    found.setdefault(row["pair"], []).append(row)
+  for pair, mine in found.items():
+    if {(row["value"], row["note"]) for row in mine} == {(None, mine[0]["note"])}:
+      found[pair] = [mine[0] | {"estimator": ", ".join(row["estimator"] for row in mine)}]
+  return found
+
+
+def _experts(n: int) -> list[str]:
+  return [f"expert {e}" for e in range(n)]
+
+
+def _trained(folder: pathlib.Path) -> list[Trained]:
+  """The run itself and what its study set beside it, as far as they came to their ends."""
+  return [
+    Trained(
+      label, cost.of_metrics(files.read_metrics(at)), files.read_results(at).get("parameters")
+    )
+    for label, path in RUNS.items()
+    if ((at := folder / path) / "results.json").exists()
+  ]

@@ -1,0 +1,245 @@
+"""What the page of a sweep says: every system with every seed, and nothing averaged that differs.
+
+A sweep's folder holds its runs as SYSTEM/SEED. `experiments.sweep` marks in them what came of each,
+and lists in sweep.json what is to run.
+"""
+
+import collections
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from iclm.audit import cost, drawing, files
+from iclm.evals import statistics
+
+LEVEL = 0.95
+DONE = "done"  # Marks the folder of a run that came to its end,
+FAILED = "failed"  # and of one that failed as often as it was allowed to.
+PLAN = "sweep.json"  # {"systems": [...], "seeds": [...]}.
+ABSENT = "absent"
+
+
+class Run(NamedTuple):
+  """One run of a sweep; what it has not written yet is None."""
+
+  system: str
+  seed: int
+  state: str  # "done", "failed", "unfinished" or "not started".
+  results: dict[str, Any] | None
+  begun: bool  # There is a config.
+  config: dict[str, str]  # Dotted key -> value as JSON, without the seed.
+  cost: cost.Cost | None
+  last_line: str  # Of its log.
+
+  @property
+  def name(self) -> str:
+    return f"{self.system}/{self.seed}"
+
+
+class Column(NamedTuple):
+  """One evaluation set, known by its data: a name with other data is another column."""
+
+  name: str
+  title: str  # The name, and a part of the hash where several data have that name.
+  runs: list[tuple[Run, dict[str, Any]]]  # Each with what it has of the set.
+
+
+class Spent(NamedTuple):
+  """What the runs of a system cost, mean and range, and how large its model is."""
+
+  system: str
+  n: int
+  seconds: tuple[float, float, float] | None
+  step_s: float | None
+  parameters: int | None
+
+
+def is_sweep(folder: pathlib.Path) -> bool:
+  """Whether a folder is a sweep's: the plan, or runs within folders, and no run of its own."""
+  if (folder / "config.json").exists() or (folder / "results.json").exists():
+    return False
+  return (folder / PLAN).exists() or any(_seeds(folder))
+
+
+def content(folder: pathlib.Path) -> dict[str, Any]:
+  """All that the template of a sweep's page reads; see `iclm.audit.report.render`."""
+  runs = _runs(folder)
+  done = [run for run in runs if run.results is not None]
+  systems = list(dict.fromkeys(run.system for run in runs))
+  columns = _columns(done)
+  return {
+    "name": folder.name,
+    "n_runs": len(runs),
+    "n_done": len(done),
+    "notices": _notices(runs, done, columns),
+    "systems": systems,
+    "columns": columns,
+    "table": {s: [_mean(column, s) for column in columns] for s in systems},
+    "strips": [_strip(column, systems) for column in columns],
+    "groups": [_groups(column, systems) for column in columns],
+    "changes": _changes(runs),
+    "spent": [_spent(system, done) for system in systems],
+    "missing": [run for run in runs if run.results is None],
+  }
+
+
+def _seeds(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """The folders of runs that a sweep's folder holds."""
+  for path in folder.glob("*/*"):
+    marks = (DONE, FAILED, "config.json", "log.txt")
+    if path.name.isdecimal() and any((path / mark).exists() for mark in marks):
+      yield path
+
+
+def _runs(folder: pathlib.Path) -> list[Run]:
+  """The runs of the plan and those that are there; without a plan, all systems with all seeds."""
+  there = sorted((path.parent.name, int(path.name)) for path in _seeds(folder))
+  plan = {"systems": [s for s, _ in there], "seeds": [seed for _, seed in there]}
+  if (folder / PLAN).exists():
+    plan = files.read_json(folder / PLAN, "")
+  planned = [(s, seed) for s in plan["systems"] for seed in sorted(set(plan["seeds"]))]
+  return [_run(folder, *which) for which in dict.fromkeys([*planned, *there])]
+
+
+def _run(folder: pathlib.Path, system: str, seed: int) -> Run:
+  at = folder / system / str(seed)
+  state = "unfinished" if at.exists() else "not started"
+  state = next((mark for mark in (DONE, FAILED) if (at / mark).exists()), state)
+  begun = (at / "config.json").exists()
+  config = files.read_json(at / "config.json", "") if begun else {}
+  log = (at / "log.txt").read_text(errors="replace") if (at / "log.txt").exists() else ""
+  return Run(
+    system,
+    seed,
+    state,
+    files.read_results(at) if state == DONE else None,
+    begun,
+    {key: value for key, value in _flat(config) if key != "seed"},
+    cost.of_metrics(files.read_metrics(at)),
+    next((line for line in reversed(log.splitlines()) if line.strip()), ""),
+  )
+
+
+def _flat(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+  if isinstance(value, dict):
+    for key, inner in value.items():
+      yield from _flat(inner, f"{where}.{key}" if where else key)
+  else:
+    yield where, json.dumps(value)
+
+
+def _columns(done: Sequence[Run]) -> list[Column]:
+  """The evaluation sets in the order of their first runs; what differs in data stands apart."""
+  found: dict[str, dict[str, list[tuple[Run, dict[str, Any]]]]] = {}
+  for run in done:
+    assert run.results is not None
+    for name, what in run.results["sets"].items():
+      digest = run.results["provenance"]["data"]["sets_sha256"][name]
+      found.setdefault(name, {}).setdefault(digest, []).append((run, what))
+  return [
+    Column(name, name if len(by_data) == 1 else f"{name} ({digest[:8]})", runs)
+    for name, by_data in found.items()
+    for digest, runs in by_data.items()
+  ]
+
+
+def _values(column: Column, system: str) -> np.ndarray:
+  return np.array([found["accuracy"] for run, found in column.runs if run.system == system], float)
+
+
+def _mean(column: Column, system: str) -> statistics.Estimate:
+  return statistics.t_interval(_values(column, system), level=LEVEL)
+
+
+def _strip(column: Column, systems: Sequence[str]) -> drawing.Strip:
+  rows = {s: (_values(column, s).tolist(), _mean(column, s)) for s in systems}
+  return drawing.strip(column.title, {s: row for s, row in rows.items() if row[0]})
+
+
+def _groups(column: Column, systems: Sequence[str]) -> drawing.Heat:
+  """Mean accuracy of every group of a set, over the seeds of a system."""
+  values = collections.defaultdict(list)
+  for run, found in column.runs:
+    for group, what in found["by_group"].items():
+      values[run.system, group].append(what["accuracy"])
+  groups = list(dict.fromkeys(group for _, group in values))
+  mine = [s for s in systems if any((s, group) in values for group in groups)]
+  cells = [[_average(values[s, group]) for group in groups] for s in mine]
+  return drawing.Heat(column.title, mine, groups, cells, 1.0)
+
+
+def _average(values: Sequence[float]) -> float | None:
+  return float(np.mean(values)) if values else None
+
+
+def _differing(configs: Sequence[Mapping[str, str]]) -> list[str]:
+  """The keys whose values are not the same in all."""
+  keys = dict.fromkeys(key for config in configs for key in config)
+  return [key for key in keys if len({config.get(key, ABSENT) for config in configs}) > 1]
+
+
+def _changes(runs: Sequence[Run]) -> dict[str, list[tuple[str, str, str]]]:
+  """System -> key, its value there, and the value that most systems have."""
+  configs: dict[str, dict[str, str]] = {}
+  for run in runs:
+    if run.begun:
+      configs.setdefault(run.system, run.config)
+  found: dict[str, list[tuple[str, str, str]]] = {system: [] for system in configs}
+  for key in _differing(list(configs.values())):
+    usual = collections.Counter(c.get(key, ABSENT) for c in configs.values()).most_common(1)[0][0]
+    for system, config in configs.items():
+      if config.get(key, ABSENT) != usual:
+        found[system].append((key, config.get(key, ABSENT), usual))
+  return found
+
+
+def _spent(system: str, done: Sequence[Run]) -> Spent:
+  mine = [run for run in done if run.system == system]
+  costs = [run.cost for run in mine if run.cost is not None]
+  sizes = [run.results["parameters"] for run in mine if run.results and "parameters" in run.results]
+  seconds = [c.seconds for c in costs]
+  return Spent(
+    system,
+    len(costs),
+    (float(np.mean(seconds)), min(seconds), max(seconds)) if costs else None,
+    float(np.median([c.step_s for c in costs])) if costs else None,
+    sum(sizes[0].values()) if sizes else None,
+  )
+
+
+def _notices(runs: Sequence[Run], done: Sequence[Run], columns: Sequence[Column]) -> list[str]:
+  """What a reader must know before comparing anything: one sentence each."""
+  notices = []
+  if len(done) < len(runs):
+    notices.append(f"{len(runs) - len(done)} of {len(runs)} runs are not done; see the last table")
+  for name in dict.fromkeys(column.name for column in columns):
+    same = [column for column in columns if column.name == name]
+    if len(same) > 1:
+      most, *rest = sorted(same, key=lambda column: -len(column.runs))
+      parts = [f"{c.title} in {_names([run for run, _ in c.runs])}" for c in rest]
+      notices.append(
+        f"the set {name} holds other data in other runs, which are not averaged: "
+        f"{'; '.join(parts)}; {most.title} in {len(most.runs)} others"
+      )
+    having = {run.name for column in same for run, _ in column.runs}
+    if lacking := [run for run in done if run.name not in having]:
+      notices.append(f"there is no set {name} in {_names(lacking)}")
+  for system in dict.fromkeys(run.system for run in done):
+    if keys := _differing([run.config for run in done if run.system == system]):
+      told = ", ".join(keys)
+      notices.append(f"the runs of {system} differ in more than their seed, in {told}")
+  origins = [run.results["provenance"] for run in done if run.results is not None]
+  if len(commits := {str(p["commit"])[:12] for p in origins}) > 1:
+    notices.append(f"the runs are of {len(commits)} commits: {', '.join(sorted(commits))}")
+  if n_dirty := sum(p["dirty"] for p in origins):
+    notices.append(f"{n_dirty} runs were made with uncommitted changes")
+  if len({json.dumps(p["device"], sort_keys=True) for p in origins}) > 1:
+    notices.append("the runs were made on different devices: their seconds do not compare")
+  return notices
+
+
+def _names(runs: Sequence[Run]) -> str:
+  return ", ".join(run.name for run in runs)
