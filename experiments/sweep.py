@@ -1,9 +1,11 @@
 """Run every system of a sweep with every seed, some at a time, and gather one table.
 
   python -m experiments.sweep --sweep=configs/sweeps/mechanisms.py --workdir=runs/sweep --jobs=2
+    [--systems=dense,iclm] [--override=KEY=VALUE ...]
 
 A run is `experiments.train` in a folder of its own, WORKDIR/SYSTEM/SEED. The same command goes on:
 finished runs are skipped, others go on from their checkpoints, and one that fails is tried again.
+It ends on WORKDIR/table.csv and, where the sweep names baselines, comparison.json.
 """
 
 import concurrent.futures
@@ -27,7 +29,7 @@ from experiments import cli
 from iclm import config, train, workdir
 from iclm.audit.sweep import DONE, FAILED, PLAN
 from iclm.config import InputError
-from iclm.evals import statistics
+from iclm.evals import comparison, statistics
 
 LEVEL = 0.95
 COLUMNS = ("system", "seed", "set", "group", "n", "accuracy")
@@ -58,7 +60,8 @@ class Job:
 
 def main(flag: flags.FlagValues) -> int:
   folder = pathlib.Path(flag.workdir)
-  jobs = jobs_of(_load(pathlib.Path(flag.sweep)), folder, flag.override)
+  sweep = _load(pathlib.Path(flag.sweep))
+  jobs = jobs_of(sweep, folder, flag.override, flag.systems)
   plan(folder, jobs)
   with Children() as children:
     dead = run(jobs, flag.jobs, flag.tries, children)
@@ -68,6 +71,7 @@ def main(flag: flags.FlagValues) -> int:
   if rows:
     write_table(folder / "table.csv", rows)
     show(rows)
+    compare(folder, sweep, rows)
   for job in dead:
     print(f"{job.system}/{job.seed} failed {flag.tries} times; see {job.folder / 'log.txt'}")
   return 1 if dead else 0
@@ -86,15 +90,22 @@ def _load(path: pathlib.Path) -> Any:
   return module.get_sweep()
 
 
-def jobs_of(sweep: Any, folder: pathlib.Path, overrides: Sequence[str]) -> list[Job]:
+def jobs_of(
+  sweep: Any, folder: pathlib.Path, overrides: Sequence[str], systems: Sequence[str]
+) -> list[Job]:
   """Every system with every seed, seeds first, so that an interrupted sweep has all systems.
 
   Args:
     overrides: "key=value" for every run, over those of the sweep and of its systems.
+    systems: names of those to run; empty for all of them.
 
   Raises:
-    InputError: nothing to run, an override without =, or two systems that are the same run.
+    InputError: nothing to run, an unknown system, an override without =, or two systems that are
+      the same run.
   """
+  for name in systems:
+    if name not in sweep.systems:
+      raise InputError(f"the sweep has no system {name!r}; {config.nearest(name, sweep.systems)}")
   for text in overrides:
     if "=" not in text:
       raise InputError(f"--override={text} must be key=value, such as steps=100")
@@ -113,6 +124,7 @@ def jobs_of(sweep: Any, folder: pathlib.Path, overrides: Sequence[str]) -> list[
     Job(system, seed, folder / system / str(seed), sweep.config, changes)
     for seed in sweep.seeds
     for system, changes in merged.items()
+    if system in (systems or merged)
   ]
 
 
@@ -231,6 +243,35 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
   cli.console().print(table)
 
 
+def compare(folder: pathlib.Path, sweep: Any, rows: Sequence[dict[str, Any]]) -> None:
+  """Writes comparison.json and prints every system's difference to the best of the baselines."""
+  table: dict[str, dict[str, dict[int, float]]] = {}
+  for row in rows:
+    if row["group"] == "all":
+      sets = table.setdefault(row["system"], {})
+      sets.setdefault(row["set"], {})[row["seed"]] = row["accuracy"]
+  there = [name for name in sweep.baselines if name in table]
+  if not there:
+    return
+  found = comparison.compare(table, there, sweep.chosen_on, level=LEVEL)
+  workdir.write_json(folder / "comparison.json", found)
+  sets = list(table[found["baseline"]])
+  title = f"Difference to {found['baseline']}, the best baseline on {sweep.chosen_on}; * p < 0.05"
+  shown = rich.table.Table("system", *sets, title=title)
+  for system, of in found["systems"].items():
+    if system != found["baseline"]:
+      shown.add_row(system, *(_gap(of[name]) if name in of else "-" for name in sets))
+  cli.console().print(shown)
+
+
+def _gap(row: dict[str, Any]) -> str:
+  if row.get("difference_ci") is None:
+    return f"{row['difference']:+.3f}" if row.get("difference") is not None else "-"
+  low, high = row["difference_ci"]
+  star = "*" if row.get("p_holm") is not None and row["p_holm"] < 1 - LEVEL else ""
+  return f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]{star}"
+
+
 def _cell(values: Sequence[float]) -> str:
   found = statistics.t_interval(np.array(values, float), level=LEVEL)
   if found.low is None:
@@ -245,6 +286,7 @@ if __name__ == "__main__":
   flags.DEFINE_integer(
     "tries", 2, "How often a run is started before it counts as dead.", lower_bound=1
   )
+  flags.DEFINE_list("systems", [], "Names of the systems to run; all of them if not given.")
   flags.DEFINE_multi_string("override", [], "key=value for every run, such as steps=100.")
   flags.mark_flags_as_required(["sweep", "workdir"])
   cli.run(main)

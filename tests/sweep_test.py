@@ -20,6 +20,8 @@ SWEEP = config_dict.create(
   every=(("steps", 10),),
   systems={"a": (), "b": (("experts.kind", "none"), ("steps", 20))},
   seeds=(0, 1),
+  baselines=("b",),
+  chosen_on="test",
 )
 
 
@@ -47,8 +49,14 @@ def fake(job):
   return Fake(job.system, job.seed, job.folder, job.config_file, job.changes)
 
 
+def test_only_the_systems_that_are_asked_for_run(tmp_path):
+  assert {job.system for job in sweep.jobs_of(SWEEP, tmp_path, [], ["b"])} == {"b"}
+  with pytest.raises(InputError, match="has no system 'c'"):
+    sweep.jobs_of(SWEEP, tmp_path, [], ["c"])
+
+
 def test_systems_and_seeds_become_commands(tmp_path):
-  jobs = sweep.jobs_of(SWEEP, tmp_path, ["data.dir=x=y"])
+  jobs = sweep.jobs_of(SWEEP, tmp_path, ["data.dir=x=y"], [])
   assert [(j.system, j.seed) for j in jobs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
   assert jobs[3].command[2:] == [
     "experiments.train", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'b' / '1'}",
@@ -57,7 +65,7 @@ def test_systems_and_seeds_become_commands(tmp_path):
 
 
 def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
-  jobs = [fake(job) for job in sweep.jobs_of(SWEEP, tmp_path, [])]
+  jobs = [fake(job) for job in sweep.jobs_of(SWEEP, tmp_path, [], [])]
   dead = fake(sweep.Job("dead", 0, tmp_path / "dead" / "0", "", {}))
   children = sweep.Children()
   assert sweep.run([*jobs, dead], 2, 2, children) == [dead]
@@ -76,6 +84,10 @@ def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
   assert len(lines) == 8
   assert lines[0] == {"system": "a", "seed": "0", "set": "test", "group": "all", "n": "4",
                       "accuracy": "0.25"}  # fmt: skip
+  sweep.compare(tmp_path, SWEEP, rows)
+  found = json.loads((tmp_path / "comparison.json").read_text())
+  assert found["baseline"] == "b" and found["systems"]["a"]["test"]["difference"] == 0.0
+  assert "Difference to b" in capsys.readouterr().out
 
 
 class Slow(sweep.Job):
@@ -100,22 +112,22 @@ def test_sigterm_ends_every_child_and_starts_no_other(tmp_path):
 
 def test_the_plan_names_every_run(tmp_path):
   folder = tmp_path / "new" / "sweep"
-  sweep.plan(folder, sweep.jobs_of(SWEEP, folder, []))
+  sweep.plan(folder, sweep.jobs_of(SWEEP, folder, [], []))
   assert json.loads((folder / sweep.PLAN).read_text()) == {"systems": ["a", "b"], "seeds": [0, 1]}
   (tmp_path / "file").touch()
   with pytest.raises(InputError, match="cannot make the workdir"):
-    sweep.plan(tmp_path / "file" / "sweep", sweep.jobs_of(SWEEP, folder, []))
+    sweep.plan(tmp_path / "file" / "sweep", sweep.jobs_of(SWEEP, folder, [], []))
 
 
 def test_what_is_wrong_with_a_sweep_is_said(tmp_path):
   twins = config_dict.create(config="c", every=(), systems={"a": (), "b": ()}, seeds=(0,))
   with pytest.raises(InputError, match="'a' and 'b' of the sweep are the same run"):
-    sweep.jobs_of(twins, tmp_path, [])
+    sweep.jobs_of(twins, tmp_path, [], [])
   empty = config_dict.create(config="c", every=(), systems={}, seeds=(0,))
   with pytest.raises(InputError, match="nothing to run"):
-    sweep.jobs_of(empty, tmp_path, [])
+    sweep.jobs_of(empty, tmp_path, [], [])
   with pytest.raises(InputError, match="must be key=value"):
-    sweep.jobs_of(SWEEP, tmp_path, ["steps"])
+    sweep.jobs_of(SWEEP, tmp_path, ["steps"], [])
   with pytest.raises(InputError, match=r"no sweep configs/sweeps/mechanism\.py.*mechanisms\.py"):
     sweep._load(pathlib.Path("configs/sweeps/mechanism.py"))
 

@@ -50,13 +50,18 @@ SYSTEMS = {
   "kmeans_router": {"router.kind": "kmeans"},
 }  # fmt: skip
 
+BASELINES = tuple(name for name in SYSTEMS if name.startswith("dense"))
+
 
 def get_sweep() -> config_dict.ConfigDict:
-  """Returns the config that is varied, what each system changes in it, and the seeds."""
+  """Returns the config that is varied, what each system changes in it, the seeds, and the set on
+  which the best of the baselines is chosen, with which every system is then compared."""
   # Dots are no keys of a ConfigDict: each override is a pair.
   return config_dict.create(
     config="configs/mechanisms.py",
     every=(),
     systems={name: tuple(changes.items()) for name, changes in SYSTEMS.items()},
     seeds=(0, 1, 2, 3, 4),
+    baselines=BASELINES,
+    chosen_on="iid_val",
   )

@@ -1,0 +1,88 @@
+"""Systems against the best baseline, seed by seed: what differs by more than chance."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.special
+
+from iclm.config import InputError, nearest
+from iclm.evals import statistics
+
+Table = Mapping[str, Mapping[str, Mapping[int, float]]]  # System -> set -> seed -> accuracy.
+
+
+def best_of(table: Table, systems: Sequence[str], chosen_on: str) -> str:
+  """The system with the highest mean over seeds on a set; the first of several.
+
+  Raises:
+    InputError: a system or the set is not in the table.
+  """
+  for system in systems:
+    if system not in table:
+      raise InputError(f"there is no finished run of {system!r}; {nearest(system, table)}")
+    if chosen_on not in table[system]:
+      raise InputError(f"{system!r} has no set {chosen_on!r}; {nearest(chosen_on, table[system])}")
+  return max(systems, key=lambda s: np.mean(list(table[s][chosen_on].values())))
+
+
+def compare(
+  table: Table, baselines: Sequence[str], chosen_on: str, *, level: float
+) -> dict[str, Any]:
+  """Every system on every set, and its difference to the best baseline on the same seeds.
+
+  Which baseline is best is decided on `chosen_on` alone, which is then no column any more. The
+  p-values are those of Student's paired test, adjusted by Holm over the columns of a system.
+
+  Args:
+    table: accuracies; a system may lack seeds, and only those that both have are paired.
+    baselines: names to choose from.
+    chosen_on: the validation set, in distribution.
+    level: coverage of the intervals, in (0, 1).
+
+  Returns:
+    baseline: its name. systems: name -> set -> mean, ci, n, and unless it is the baseline:
+    difference, difference_ci, n_pairs, p, p_holm; None where undefined, with `note`.
+
+  Raises:
+    InputError: see `best_of`.
+  """
+  best = best_of(table, baselines, chosen_on)
+  found: dict[str, Any] = {}
+  for system, sets in table.items():
+    rows = {name: _mean(seeds, level) for name, seeds in sets.items()}
+    if system != best:
+      paired = {name: s for name, s in sets.items() if name in table[best]}
+      for name, seeds in paired.items():
+        rows[name] |= _difference(seeds, table[best][name], level)
+      columns = [name for name in paired if name != chosen_on]
+      adjusted = statistics.holm([rows[name]["p"] for name in columns])
+      for name, p in zip(columns, adjusted, strict=True):
+        rows[name]["p_holm"] = p
+    found[system] = rows
+  return {"baseline": best, "chosen_on": chosen_on, "level": level, "systems": found}
+
+
+def _mean(seeds: Mapping[int, float], level: float) -> dict[str, Any]:
+  found = statistics.t_interval(np.array(list(seeds.values()), float), level=level)
+  ci = None if found.low is None else [found.low, found.high]
+  return {"mean": float(np.mean(list(seeds.values()))), "ci": ci, "n": found.n, "note": found.note}
+
+
+def _difference(
+  ours: Mapping[int, float], theirs: Mapping[int, float], level: float
+) -> dict[str, Any]:
+  both = sorted(ours.keys() & theirs.keys())
+  d_S = np.array([ours[seed] - theirs[seed] for seed in both], float)
+  found = statistics.t_interval(d_S, level=level)
+  p = None
+  if found.low is not None:
+    t = d_S.mean() / (d_S.std(ddof=1) / np.sqrt(len(d_S)))
+    p = float(2 * scipy.special.stdtr(len(d_S) - 1, -abs(t)))
+  return {
+    "difference": found.value,
+    "difference_ci": None if found.low is None else [found.low, found.high],
+    "n_pairs": len(both),
+    "p": p,
+    "note": found.note,
+  }

@@ -1,0 +1,56 @@
+"""Comparisons with the best baseline: chosen on validation, paired by seed, corrected."""
+
+import pytest
+
+from iclm.config import InputError
+from iclm.evals import comparison
+
+SEEDS = range(3)
+
+
+def table(**systems):
+  """System -> three accuracies on val, and three on each of the sets a and b."""
+  by_seed = lambda row: dict(zip(SEEDS, row, strict=True))
+  return {
+    name: dict(zip(("val", "a", "b"), map(by_seed, rows), strict=True))
+    for name, rows in systems.items()
+  }
+
+
+TABLE = table(
+  weak=((0.5, 0.5, 0.5), (0.9, 0.9, 0.9), (0.9, 0.9, 0.9)),
+  strong=((0.8, 0.9, 1.0), (0.1, 0.2, 0.3), (0.5, 0.5, 0.5)),
+  ours=((0.9, 0.9, 0.9), (0.2, 0.4, 0.6), (0.6, 0.5, 0.4)),
+)
+
+
+def test_the_baseline_is_chosen_on_validation_and_not_by_what_it_is_tested_on():
+  assert comparison.compare(TABLE, ("weak", "strong"), "val", level=0.95)["baseline"] == "strong"
+
+
+def test_differences_are_paired_and_corrected():
+  ours = comparison.compare(TABLE, ("weak", "strong"), "val", level=0.95)["systems"]["ours"]
+  # a: differences .1, .2, .3: mean .2, s = .1, half-width 4.3027 * .1 / sqrt 3 = .2484;
+  # t = .2 / (.1 / sqrt 3) = 3.464, two-sided p at two degrees of freedom .0742.
+  assert ours["a"]["difference"] == pytest.approx(0.2)
+  assert ours["a"]["difference_ci"] == pytest.approx([-0.0484, 0.4484], abs=1e-4)
+  assert ours["a"]["p"] == pytest.approx(0.0742, abs=1e-4)
+  # b: differences .1, 0, -.1: no effect, p = 1. Holm over two columns: twice the smaller p.
+  assert ours["b"]["p"] == pytest.approx(1.0)
+  assert [ours[s]["p_holm"] for s in "ab"] == pytest.approx([0.1484, 1.0], abs=1e-4)
+  assert "p_holm" not in ours["val"]  # What chose is no result.
+
+
+def test_only_common_seeds_are_paired_and_what_is_undefined_says_why():
+  less = TABLE | {"ours": {s: {0: x[0], 7: 0.5} for s, x in TABLE["ours"].items()}}
+  row = comparison.compare(less, ("strong",), "val", level=0.95)["systems"]["ours"]["a"]
+  assert (row["n_pairs"], row["p"], row["difference_ci"]) == (1, None, None)
+  assert row["difference"] == pytest.approx(0.1) and "at least 2 values" in row["note"]
+  assert row["p_holm"] is None
+
+
+def test_a_baseline_that_is_not_there_is_named():
+  with pytest.raises(InputError, match=r"no finished run of 'stron'.*'strong'"):
+    comparison.best_of(TABLE, ("stron",), "val")
+  with pytest.raises(InputError, match=r"has no set 'vall'.*'val'"):
+    comparison.best_of(TABLE, ("strong",), "vall")
