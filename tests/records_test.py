@@ -29,6 +29,17 @@ def test_plain_form_with_and_without_its_optional_keys(tmp_path):
   assert records.load(path, domain="other")[1].domain == "other"
 
 
+def test_records_in_the_style_of_corr2cause_load(tmp_path):
+  # Premise and hypothesis are the prompt, and the answers to choose from are two.
+  told = "Premise: A correlates with B. B is independent of C.\nHypothesis: A causes B. True?"
+  record = {"prompt": told, "answer": " no", "choices": [" yes", " no"], "group": "child"}
+  chat = {"input": [{"role": "user", "content": told}], "ideal": "no"}
+  path = write(tmp_path / "corr2cause.jsonl", json.dumps(record), json.dumps(chat))
+  one, other = records.load(path)
+  assert one == records.Example(told, " no", (" yes", " no"), "corr2cause", "child", "corr2cause:1")
+  assert (other.prompt, other.answer, other.domain) == (told, "no", "corr2cause")
+
+
 def test_evals_form_joins_contents_by_one_newline(tmp_path):
   messages = [{"role": "system", "content": "a "}, {"role": "user", "content": "b: "}]
   line = json.dumps({"input": messages, "ideal": ["é"], "choice_strings": ["é", "x"]})
