@@ -100,7 +100,8 @@ def test_a_code_word_is_one_entry_and_its_rate_is_bounded(batch):
   "changes, told",
   [
     ({"combine": "residual"}, "contradict each other"),
-    ({"topology__lower": 2}, "none of the 3 layers"),
+    ({"topology__lower": 2}, "some of the 3 layers"),
+    ({"topology__upper": 0}, "some of the 3 layers"),
     ({"bottleneck__kind": "none", "loss__beta": 0.0}, "bottleneck.kind other than 'none'"),
     ({"experts__invariant": False}, "experts.invariant = True"),
     ({"loss__aux": 0.1}, "loss.aux = 0"),

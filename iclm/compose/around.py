@@ -6,7 +6,8 @@
 
 The core knows of the input what the domain expert's message carries, and the answer can tell of the
 core what the invariant one's does: no state goes past a message. With `lower` = 0 the domain expert
-translates token by token, so that whatever looks at more than one token is the core's.
+translates token by token, so that whatever looks at more than one token is the core's. Without the
+invariant expert, as an intervention, the domain expert's message passes by the core.
 
 Source: ours, after a prototype of the project; the paper has parallel streams only.
 """
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from iclm import experts
+from iclm import axes, experts
 from iclm.compose import serving
 from iclm.compose.interface import Intervention
 from iclm.config import Config
@@ -62,11 +63,11 @@ def run(
     served = serving.Served(mine, None, 1, (stream,))
     return serving.speak(config, expert, served, x_BTD, key, do)
 
-  *_, invariant, domain_stream = range(len(serving.streams(config)))
+  invariant, speaker = map(axes.STREAMS.index, (axes.INVARIANT, axes.DOMAIN))
   strength_SB = serving.strength(config, routed, do)
   below = layers(x_BTD, 0, t.lower, _part(domain, 0, t.lower), drop[0])
-  into_BTD, z_domain, rate_domain = say(domain_stream, domain, below, noise[0])
-  into_BTD = (into_BTD * strength_SB[domain_stream][:, None, None]).astype(x_BTD.dtype)
+  into_BTD, z_domain, rate_domain = say(speaker, domain, below, noise[0])
+  into_BTD = (into_BTD * strength_SB[speaker][:, None, None]).astype(x_BTD.dtype)
   n_core = config.model.layers - config.model.trunk_layers - t.lower - t.upper
   inside = layers(into_BTD, t.lower, n_core, core, drop[1])
   out_BTD, z_core, rate_core = say(invariant, core, inside, noise[1])

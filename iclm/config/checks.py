@@ -158,9 +158,9 @@ def _check_topology(c: Config) -> None:
   if not around:
     return
   _require(
-    t.lower >= 0 and t.upper >= 0 and t.lower + t.upper < n_upper,
-    f"config.topology.lower = {t.lower} and upper = {t.upper} leave none of the {n_upper} layers "
-    "above the trunk for the core",
+    t.lower >= 0 and t.upper >= 0 and 0 < t.lower + t.upper < n_upper,
+    f"config.topology.lower = {t.lower} and upper = {t.upper} must leave some of the {n_upper} "
+    "layers above the trunk to the domain experts and some to the core",
   )
   needs = {
     "experts.invariant = True": c.experts.invariant,
