@@ -23,7 +23,7 @@ def write(folder, system, seed, accuracy, *, name="test", data="a" * 64, config=
     "provenance": PROVENANCE | {"data": {"sets_sha256": {name: data}}},
   }
   (at / "results.json").write_text(json.dumps(results))
-  (at / "config.json").write_text(json.dumps({"seed": seed, "router": config or {}}))
+  (at / "config.json").write_text(json.dumps({"seed": seed, "steps": 9, "router": config or {}}))
   (at / mark).touch()
   return at
 
