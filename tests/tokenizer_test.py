@@ -56,6 +56,13 @@ def test_sentences_that_come_back_word_for_word_are_one_piece():
   assert pieces(made, "[5] -> 0\n") == ["[", "5", "] -> ", "0", "\n"]
 
 
+def test_a_symbol_takes_the_marks_behind_it():
+  said = ["1. [(", "D, ", "B, ", "F, ", "TL), (", "A, ", "B, ", "F, ", "BR)] \n", "2. "]
+  made = tokenizer_lib.train(["".join(said)] * 3, 400, tokenizer_lib.SYMBOLS)
+  # Two capitals are none: what they stand in is one piece.
+  assert pieces(made, "".join(said * 2)) == said * 2
+
+
 def test_every_byte_is_there_and_a_smaller_vocabulary_is_refused():
   tokenizer = tokenizer_lib.train([], 259, tokenizer_lib.WORDS)
   assert tokenizer.vocab_size == 259  # 3 specials and 256 bytes: no merge.

@@ -170,7 +170,7 @@ class Source:
 class Tokenizer:
   path: str  # A tokenizer.json; empty: train one on the training data.
   vocab_size: int
-  split: Literal["words", "numbers", "sentences"]
+  split: Literal["words", "numbers", "sentences", "symbols"]
   texts: int  # Examples that it is trained on.
 
 

@@ -20,6 +20,7 @@ SPLITS = {
   "words": tokenizer.WORDS,
   "numbers": tokenizer.NUMBERS,
   "sentences": tokenizer.SENTENCES,
+  "symbols": tokenizer.SYMBOLS,
 }
 PREFETCH = 4  # Batches prepared ahead.
 MAX_ROWS = 100_000  # Rows of training data that are compared with the evaluation sets.

@@ -19,6 +19,8 @@ WORDS = r"\p{N}+| ?\p{L}+|\s+|[^\p{L}\p{N}\s]+"
 NUMBERS = r"\p{N}+"
 # Numbers and whole sentences: what a text says over and over, word for word, becomes one token.
 SENTENCES = r"\p{N}+|\p{L}[^.\p{N}]*\.\s?"
+# Numbers and single capitals, each with the marks behind it: what a symbolic form is made of.
+SYMBOLS = r"(?:\p{N}+|\b\p{Lu})[^\p{L}\p{N}]+"
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
@@ -111,7 +113,7 @@ def train(texts: Iterable[str], vocab_size: int, split: str) -> Tokenizer:
     texts: what to count pairs in.
     vocab_size: upper limit, at least 259 (3 special tokens, 256 bytes); little text yields less.
     split: regular expression (Oniguruma); merges never cross the border of a match. What lies
-      between two matches is one piece. `WORDS`, `NUMBERS` and `SENTENCES` are good ones.
+      between two matches is one piece. `WORDS`, `NUMBERS`, `SENTENCES`, `SYMBOLS` are good ones.
 
   Returns:
     The tokenizer; <pad> has id 0, <bos> 1, <eos> 2.
