@@ -110,6 +110,7 @@ def get_config() -> config_dict.ConfigDict:
     evaluation={
       "every": 500,
       "batch_size": 64,
+      "seq_len": 0,
       "draws": 0,
       "sets": {
         "acre_iid": source(tfds="acre/symbolic", split="iid_val", limit=1_000),

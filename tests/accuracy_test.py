@@ -36,8 +36,8 @@ def tok():
   return tokenizer.train(TEXTS, 300, tokenizer.WORDS)
 
 
-def score(tok, examples, scorer):
-  c = tiny(data__seq_len=24, data__question="none", data__questions_per_row=1)
+def score(tok, examples, scorer, **changes):
+  c = tiny(data__seq_len=24, data__question="none", data__questions_per_row=1, **changes)
   scores = accuracy.score(scorer, {}, examples, tok, c, sharding.make_mesh(c.mesh))
   return scores, accuracy.summarise(examples, scores, c)
 
@@ -76,3 +76,4 @@ def test_nothing_to_score_and_long_prompts_are_told(tok):
   long = Example("a " * 40, "u", (), "d", "g", "train/7")
   with pytest.raises(InputError, match="train/7"):
     score(tok, [long], scorer_of({}, set()))
+  score(tok, [long], scorer_of({}, set()), evaluation__seq_len=84)

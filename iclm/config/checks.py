@@ -191,6 +191,10 @@ def _check_data(c: Config) -> None:
     "config.data.question = 'last_line'",
   )
   _require(
+    c.evaluation.seq_len >= 0,
+    f"config.evaluation.seq_len = {c.evaluation.seq_len} is no length; 0 takes config.data.seq_len",
+  )
+  _require(
     not c.evaluation.best or c.evaluation.best in c.evaluation.sets,
     f"config.evaluation.best = {c.evaluation.best!r} is no evaluation set: "
     + nearest(c.evaluation.best, c.evaluation.sets),

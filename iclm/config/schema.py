@@ -191,6 +191,7 @@ class Data:
 class Evaluation:
   every: int  # Steps, 0 only at the end.
   batch_size: int
+  seq_len: int  # Of its rows, which other sets may need longer than training; 0: as there.
   draws: int  # Of the messages, for the accuracy of the sampled channel.
   sets: Mapping[str, Source]
   best: str  # The set whose accuracy ranks the checkpoints.

@@ -57,7 +57,7 @@ def score(
     key: None is deterministic; else the noise of the messages, folded per batch.
 
   Raises:
-    InputError: there is nothing to score, or a prompt is too long for `config.data.seq_len`.
+    InputError: there is nothing to score, or a prompt is too long for the rows of evaluation.
   """
   items = pipeline.eval_items(examples)
   example_M = np.array([i for i, _ in items])
@@ -84,7 +84,7 @@ def batches_of(
     tokenizer,
     config.data.domains,
     batch_size=config.evaluation.batch_size,
-    seq_len=config.data.seq_len,
+    seq_len=config.evaluation.seq_len or config.data.seq_len,
     question=config.data.question,
     questions_per_row=config.data.questions_per_row,
     too_long=config.data.too_long,
