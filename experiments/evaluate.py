@@ -17,7 +17,7 @@ from iclm import compose, workdir
 from iclm.config import InputError
 from iclm.data import assemble
 from iclm.data.records import Example
-from iclm.evals import accuracy, examination
+from iclm.evals import accuracy, determined, examination
 from iclm.evals.subject import Subject
 
 N_REFERENCE = 512  # Training examples whose messages stand in for those knocked out.
@@ -40,7 +40,7 @@ def main(flag: flags.FlagValues) -> int:
     if draws:
       std = float(np.std(draws, ddof=1)) if len(draws) > 1 else None
       summary["sampled"] = {"draws": len(draws), "accuracy": float(np.mean(draws)), "std": std}
-    sets.append({"path": path, **summary})
+    sets.append({"path": path, **summary, **determined.report(subject, found)})
     if summary["n_truncated"]:
       print(f"{path}: {summary['n_truncated']} rows lost tokens from the left of their context")
   examined = _examine(flag, subject, [e for f in examples.values() for e in f[: flag.examine]])
@@ -63,10 +63,13 @@ def _examine(flag: flags.FlagValues, subject: Subject, examples: list[Example]) 
 
 def _show(sets: list[dict]) -> None:
   path = rich.table.Column("set", overflow="fold")
-  table = rich.table.Table(path, "n", "accuracy", "exact match", "nats per answer", "groups")
+  head = "n", "accuracy", "exact match", "determined (ceiling)", "nats per answer", "groups"
+  table = rich.table.Table(path, *head)
   for s in sets:
     groups = ", ".join(f"{k} {v['accuracy']:.3f}" for k, v in s["by_group"].items())
-    numbers = f"{s['accuracy']:.4f}", f"{s['exact_match']:.4f}", f"{s['nll_nats']:.4f}"
+    d = s.get("determined")
+    own = f"{d['accuracy']:.4f} ({d['ceiling']:.4f})" if d else "-"
+    numbers = f"{s['accuracy']:.4f}", f"{s['exact_match']:.4f}", own, f"{s['nll_nats']:.4f}"
     table.add_row("/".join(pathlib.Path(s["path"]).parts[-3:]), str(s["n"]), *numbers, groups)
   cli.console().print(table)
 

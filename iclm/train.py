@@ -18,7 +18,8 @@ from iclm.config import Config, InputError, to_dict
 from iclm.data import assemble, pipeline
 from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
-from iclm.evals import accuracy, locality
+from iclm.evals import accuracy, determined, locality
+from iclm.evals.subject import Subject
 from iclm.progress import Log
 
 # Prompts that the router's prototypes are fitted on, and how.
@@ -174,14 +175,17 @@ class _Evaluator:
     mesh,
     sets: dict[str, Sequence[Example]],
   ):
-    self._c, self._tokenizer, self._mesh = c, tokenizer, mesh
+    self._c, self._model, self._tokenizer, self._mesh = c, model, tokenizer, mesh
     self._scorer, self._sets = accuracy.make_scorer(c, model), sets
 
   def __call__(self, params: Any, log: Log | None, n: int) -> dict[str, Any]:
     sets = {}
+    subject = Subject(self._c, self._model, params, self._tokenizer, self._mesh)
     for name, examples in self._sets.items():
       args = self._scorer, params, examples, self._tokenizer, self._c, self._mesh
       sets[name] = accuracy.summarise(examples, accuracy.score(*args), self._c)
+      if n == self._c.steps:  # Answers of its own take the model much longer.
+        sets[name] |= determined.report(subject, examples)
     flat = {
       f"eval/{name}/{key}": found[key]
       for name, found in sets.items()

@@ -16,7 +16,7 @@ from iclm.config import Config, InputError
 from iclm.data.pipeline import Batch
 from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
-from iclm.evals import accuracy
+from iclm.evals import accuracy, answering
 
 
 class Messages(NamedTuple):
@@ -44,8 +44,9 @@ class Subject:
     tokenizer: Tokenizer,
     mesh: Mesh,
   ):
-    self.config, self._tokenizer, self._mesh, self._params = config, tokenizer, mesh, params
+    self.config, self.tokenizer, self._mesh, self._params = config, tokenizer, mesh, params
     self._scorer = accuracy.make_scorer(config, model)
+    self._answerer = answering.make_answerer(model)
     self._speaker = jax.jit(functools.partial(_speak, model))
     self._logits = jax.jit(lambda params, batch: model.apply(params, batch).logits_BTV)
     self._reader = jax.jit(lambda params, batch: model.apply(params, batch).prompt_BP)
@@ -57,16 +58,21 @@ class Subject:
     key: Array | None = None,
   ) -> accuracy.Scores:
     """See `accuracy.score`."""
-    args = self._params, examples, self._tokenizer, self.config, self._mesh
+    args = self._params, examples, self.tokenizer, self.config, self._mesh
     return accuracy.score(self._scorer, *args, do=do, key=key)
+
+  def answer(self, examples: Sequence[Example], most: int) -> list[list[int]]:
+    """See `answering.answer`."""
+    args = self._params, examples, self.tokenizer, self.config, self._mesh
+    return answering.answer(self._answerer, *args, most)
 
   def label(self, example: Example) -> int:
     """The first token of the right answer: the class within which messages are compared."""
-    return self._tokenizer.encode(example.answer)[0]
+    return self.tokenizer.encode(example.answer)[0]
 
   def logits(self, examples: Sequence[Example]) -> Iterator[Float[np.ndarray, "M V"]]:
     """Yields, batch by batch, the logits of every position that predicts an answer."""
-    for batch, owner_BT, _ in accuracy.batches_of(examples, self._tokenizer, self.config):
+    for batch, owner_BT, _ in accuracy.batches_of(examples, self.tokenizer, self.config):
       found = self._logits(self._params, sharding.put_batch(batch, self._mesh))
       yield np.asarray(found)[owner_BT >= 0]
 
@@ -106,7 +112,7 @@ class Subject:
       raise InputError("there is no example to take messages from")
     plain = [dataclasses.replace(example, choices=()) for example in examples]
     owners, places, routes, said = [], [], [], []
-    batches = accuracy.batches_of(plain, self._tokenizer, self.config)
+    batches = accuracy.batches_of(plain, self.tokenizer, self.config)
     for i, (batch, owner_BT, _) in enumerate(batches):
       noise = None if key is None else jax.random.fold_in(key, i)
       args = sharding.put_batch(batch, self._mesh), noise, do

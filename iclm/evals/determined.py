@@ -1,0 +1,69 @@
+"""Answers to open prompts of RAVEN, compared in what the context determines.
+
+Exact match is the wrong measure there: what the context leaves open was drawn by chance.
+"""
+
+import collections
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from iclm.data import raven
+from iclm.data.records import Example
+from iclm.evals.subject import Subject
+
+
+def report(subject: Subject, examples: Sequence[Example]) -> dict[str, Any]:
+  """How often the model's own greedy answers are right, beside the solver's.
+
+  An answer that has outgrown the longest right one, or its row, is cut, and wrong in everything.
+
+  Args:
+    examples: of any kind; the report is on the open prompts of RAVEN that a rule fits.
+
+  Returns:
+    {} where there is none of those, else {"determined": ...}: n, accuracy and the solver's, the
+    `ceiling`; the same by attribute, among the examples that determine it, and by configuration.
+
+  Raises:
+    InputError: see `answering.answer` and `raven.score`.
+  """
+  asked = [e for e in examples if _configuration(e)]
+  if not asked:
+    return {}
+  most = 1 + max(len(subject.tokenizer.encode(e.answer)) for e in asked)
+  rights, by_attribute = [], collections.defaultdict(list)
+  by_configuration = collections.defaultdict(list)
+  for e, tokens in zip(asked, subject.answer(asked, most), strict=True):
+    mine, solvers = _score(e, _text(subject, tokens)), _score(e, raven.predict(e.prompt) or "")
+    rights.append((mine.right, solvers.right))
+    by_configuration[_configuration(e)].append(rights[-1])
+    for name, right in mine.parts.items():
+      by_attribute[name].append((right, solvers.parts[name]))
+  found = _shares(rights)
+  found["by_attribute"] = {name: _shares(pairs) for name, pairs in by_attribute.items()}
+  found["by_configuration"] = {name: _shares(pairs) for name, pairs in by_configuration.items()}
+  return {"determined": found}
+
+
+def _configuration(example: Example) -> str | None:
+  """That of an open prompt with a solution; None for every other prompt."""
+  read = raven.parse(example.prompt)
+  if read is None or read.answers or raven.predict(example.prompt) is None:
+    return None
+  return read.configuration
+
+
+def _text(subject: Subject, tokens: Sequence[int]) -> str:
+  return subject.tokenizer.decode(tokens) if tokens[-1] == subject.tokenizer.eos_id else ""
+
+
+def _score(example: Example, answer: str) -> raven.Score:
+  return raven.score(example.prompt, example.answer, answer)
+
+
+def _shares(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
+  """Of pairs (the model's answer is right, the solver's is)."""
+  accuracy, ceiling = np.mean(pairs, axis=0).tolist()
+  return {"n": len(pairs), "accuracy": accuracy, "ceiling": ceiling}
