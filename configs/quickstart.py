@@ -38,5 +38,6 @@ def get_config():
     steps=600,
     lr=5e-3,
     base_lr=3e-4,
+    lora_lr=3e-3,
   )
   return c

@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, study
+from experiments import baselines, cli, study, update
 from iclm import config
 
 
@@ -21,9 +21,9 @@ def main(flag: flags.FlagValues) -> int:
     there = sorted(map(str, path.parent.glob("*.py")))
     raise config.InputError(f"there is no config {path}; {config.nearest(str(path), there)}")
   c = config.from_config_dict(flag.config)
-  study.check(c)
+  update.check(c)
   folder = pathlib.Path(flag.workdir)
-  study.report(c, folder, study.fit(c, folder, "iclm"))
+  study.report(c, folder, baselines.fit(c, folder, "iclm"))
   return 0
 
 

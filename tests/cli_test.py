@@ -9,13 +9,12 @@ import subprocess
 import sys
 import types
 
-import jax
 import pytest
 import rich.table
 from train_test import data, fit, whole  # noqa: F401, fixtures.
 
-from experiments import cli, evaluate, study
-from iclm import progress, train, workdir
+from experiments import cli, evaluate
+from iclm import progress
 from iclm.config import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -146,35 +145,3 @@ def test_a_full_disk_while_logging_is_told(data, tmp_path, monkeypatch):  # noqa
   monkeypatch.setattr(progress.os, "fsync", full)
   with pytest.raises(InputError, match=r"metrics\.jsonl: No space left"):
     fit(tmp_path / "run", data, steps=4, **{"evaluation.every": 0})
-
-
-def test_a_study_sets_the_plain_base_and_an_update_beside_the_run(data, tmp_path, capsys):  # noqa: F811
-  changes = {
-    "study.plain_base": True,
-    "study.shift.surface": "digits",
-    "study.shift.operation": "reverse",
-    "study.shift.becomes": "rotate",
-    "study.shift.steps": 4,
-    "study.shift.examples": 8,
-    "router.kind": "oracle",
-    "experts.count": 5,
-    "router.fit": False,
-    "loss.balance": 0.0,
-    "loss.zloss": 0.0,
-  }
-  folder = tmp_path / "run"
-  result = fit(folder, data, steps=8, **changes)
-  study.report(result.run.config, folder, result)
-  found = json.loads((folder / "results.json").read_text())
-  update = found["update"]
-  assert update["expert"] == 2  # Domains are lower, upper, digits, ...
-  ours, plain = update["models"]["iclm"], update["models"]["plain base"]
-  assert (ours["others"]["logits_changed"], ours["others"]["max_change_nats"]) == (0, 0.0)
-  assert plain["others"]["logits_changed"] > 0 and plain["others"]["max_change_nats"] > 0.0
-  assert ours["moved"] == [f"domain/{update['expert']}"] and plain["moved"] == ["base"]
-  n = sum(x.size for x in jax.tree.leaves(result.run.params["domain"]))
-  assert update["models"]["iclm"]["parameters_moved"] == n // 5
-  assert set(found["forced"]) == {"test"} and found["plain_base"]["sets"]
-  assert "largest" in capsys.readouterr().out
-  moved = workdir.load_run(folder / "update" / "iclm")
-  assert moved.config.trains.only_experts == (2,) and isinstance(result, train.Result)

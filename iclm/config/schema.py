@@ -215,7 +215,8 @@ class Shift:
   examples: int
   steps: int
   lr: float  # Of the expert's retraining,
-  base_lr: float  # and of the plain base's fine-tuning.
+  base_lr: float  # of the plain base's fine-tuning,
+  lora_lr: float  # and of a dense LoRA on the frozen plain base; 0 leaves that one out.
 
 
 @dataclasses.dataclass(frozen=True)
