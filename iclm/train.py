@@ -52,7 +52,7 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
     title: what the progress calls this run.
 
   Raises:
-    InputError: config, data, devices or folder are at fault.
+    InputError: config, data, devices or folder are at fault, or another process trains there.
     RunStopped: too many non-finite steps in a row, or collapsed routes where the config stops them.
   """
   step.check_weights(c)
@@ -60,7 +60,12 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
   # Data at fault is told before the folder is this config's own.
   training = assemble.training_rows(c)
   sets = {name: assemble.examples(source, c.data) for name, source in c.evaluation.sets.items()}
-  workdir.claim(folder, c)
+  with workdir.claim(folder, c):
+    return _fit(c, folder, title, mesh, training, sets)
+
+
+def _fit(c: Config, folder: pathlib.Path, title: str, mesh, training, sets) -> Result:
+  """The run itself, in a folder that is its own."""
   tokenizer = _tokenizer(c, folder, training)
   loader = assemble.loader(c, training, tokenizer, jax.process_index(), jax.process_count())
   model = compose.build(c, tokenizer.vocab_size, mesh)

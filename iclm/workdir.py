@@ -8,6 +8,7 @@ checkpoints/    see `iclm.checkpoints`
 """
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -15,6 +16,7 @@ import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +29,7 @@ from iclm.data.tokenizer import Tokenizer
 
 # Where a run may go on with other values: they change how it runs, not what comes out.
 FREE = (("mesh",), ("fsdp",), ("data", "dir"))
+LOCK = ".lock"  # Held by whoever trains here.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 
 
@@ -64,27 +67,69 @@ def check_can_be_written(path: pathlib.Path) -> None:
     raise InputError(f"cannot write {path}: name a file in a folder that can be written")
 
 
-def claim(workdir: pathlib.Path, c: Config) -> None:
-  """Makes the folder, or finds that it is this run's own.
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path, c: Config) -> Iterator[None]:
+  """Makes the folder, or finds that it is this run's own; inside, no other process trains in it.
 
   Raises:
-    InputError: it holds another config's run (the first difference is named), or cannot be written.
+    InputError: it holds another config's run (the first difference is named), another process
+      trains in it, or it cannot be written.
   """
-  path = workdir / "config.json"
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(f"cannot make the workdir {workdir}: {error.strerror}") from None
-  mine = config.to_dict(c)
-  if path.exists():
-    theirs = _read_json(path)
-    for key, there, here in _differences(theirs, mine, ()):
-      if key not in FREE and key[:1] not in FREE:
+  with alone(workdir):
+    path, mine = workdir / "config.json", config.to_dict(c)
+    if path.exists():
+      found = difference(_read_json(path), mine, FREE)
+      if found is not None:
         raise InputError(
-          f"{workdir} holds another config's run: config.{'.'.join(key)} is {there!r} there and "
-          f"{here!r} here; choose another --workdir"
+          f"{workdir} holds another config's run: {found} here; choose another --workdir"
         )
-  write_json(path, mine)
+    write_json(path, mine)
+    yield
+
+
+@contextlib.contextmanager
+def alone(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds the folder's lock; the system frees it with the process, however that ends.
+
+  One process of a run holds it for all of them.
+
+  Raises:
+    InputError: another process holds it, or the folder cannot be written.
+  """
+  if jax.process_index() != 0:
+    yield
+    return
+  path = workdir / LOCK
+  try:
+    file = path.open("w")
+  except OSError as error:
+    raise InputError(f"cannot write {path}: {error.strerror}") from None
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise InputError(
+        f"another process is training in {workdir}; wait for its end, or choose another --workdir"
+      ) from None
+    except OSError as error:
+      raise InputError(f"cannot lock {path}: {error.strerror}; use a local file system") from None
+    yield
+
+
+def difference(theirs: Any, mine: Any, free: Collection[tuple[str, ...]]) -> str | None:
+  """The first key in which two configs differ, and how; None where they do not.
+
+  Args:
+    free: keys, or their beginnings, that may differ.
+  """
+  for key, there, here in _differences(theirs, mine, ()):
+    if not any(key[: len(start)] == start for start in free):
+      return f"config.{'.'.join(key)} is {there!r} there and {here!r}"
+  return None
 
 
 def _differences(theirs: Any, mine: Any, where: tuple[str, ...]):

@@ -1,6 +1,9 @@
 """A folder belongs to one run."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 from conftest import tiny
@@ -11,20 +14,56 @@ from iclm.config import InputError
 
 def test_the_same_run_comes_back_another_does_not(tmp_path):
   folder = tmp_path / "run"
-  workdir.claim(folder, tiny())
-  workdir.claim(folder, tiny())
-  workdir.claim(folder, tiny(data__dir="/elsewhere"))  # Changes how it runs, not what comes out.
+  # Where the data lie changes how it runs, not what comes out.
+  for same in (tiny(), tiny(), tiny(data__dir="/elsewhere")):
+    with workdir.claim(folder, same):
+      pass
   with pytest.raises(InputError, match=r"config\.seed is 0 there and 1 here"):
-    workdir.claim(folder, tiny(seed=1))
+    workdir.claim(folder, tiny(seed=1)).__enter__()
+
+
+def test_two_cannot_train_in_one_folder(tmp_path):
+  folder = tmp_path / "run"
+  with workdir.claim(folder, tiny()):
+    with pytest.raises(InputError, match=r"another process is training in .*run; wait"):
+      workdir.claim(folder, tiny()).__enter__()
+    with workdir.claim(tmp_path / "other", tiny()):
+      pass
+  with workdir.alone(folder):
+    pass
+
+
+def test_a_killed_holder_leaves_no_lock(tmp_path):
+  held = tmp_path / "held"
+  code = f"""
+import pathlib, time
+from iclm import workdir
+with workdir.alone(pathlib.Path({str(tmp_path)!r})):
+  pathlib.Path({str(held)!r}).touch()
+  time.sleep(600)
+"""
+  child = subprocess.Popen([sys.executable, "-c", code])
+  try:
+    while not held.exists():
+      assert child.poll() is None
+      time.sleep(0.05)
+    with pytest.raises(InputError, match="another process"):
+      workdir.alone(tmp_path).__enter__()
+  finally:
+    child.kill()
+    child.wait()
+  with workdir.alone(tmp_path):
+    pass
 
 
 def test_a_folder_that_cannot_be_is_told(tmp_path):
   (tmp_path / "file").write_text("x")
   with pytest.raises(InputError, match="cannot make the workdir"):
-    workdir.claim(tmp_path / "file" / "run", tiny())
+    workdir.claim(tmp_path / "file" / "run", tiny()).__enter__()
   with pytest.raises(InputError, match="no run's workdir"):
     workdir.load_run(tmp_path)
-  workdir.claim(tmp_path / "empty", tiny())
+  with workdir.claim(tmp_path / "empty", tiny()):
+    pass
   with pytest.raises(InputError, match="no complete checkpoint yet"):
     workdir.load_run(tmp_path / "empty")
 
