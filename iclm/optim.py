@@ -126,8 +126,8 @@ def make(
     weight_decay: decoupled, times the learning rate; on matrices alone (see `UNDECAYED`).
     clip: largest gradient norm of a group, and of each single domain expert; inf for none.
     lr_scale: group -> factor of its learning rate.
-    trainable: group -> whether it moves; for "domain" also the indices of the experts that do. A
-      frozen group has no moments; a frozen expert keeps its own.
+    trainable: group -> whether it moves; for "domain" also the indices of the experts that do.
+      What is frozen, a group or an expert, has no moments.
 
   Returns:
     A transformation whose state is a dict: group -> the state of its optimizer.
@@ -149,7 +149,8 @@ def make(
     if moves is False:
       return freeze()
     if group == axes.DOMAIN:
-      return lazy_adamw(rate, b1, b2, eps, weight_decay, clip, None if moves is True else moves)
+      every = lazy_adamw(rate, b1, b2, eps, weight_decay, clip)
+      return every if moves is True else only(every, moves)
     if moves is not True:
       raise InputError(f"trainable[{group!r}] = {moves!r} must be True or False")
     if group == "base" and kind == "muon":
@@ -200,28 +201,23 @@ def lazy_adamw(
   eps: float,
   weight_decay: float,
   clip: float,
-  only: tuple[int, ...] | None,
 ) -> optax.GradientTransformation:
   """AdamW for experts stacked on the first axis of every leaf, each as if it were alone.
 
-  An expert is active in a step if any element of its gradient is not zero (or not a number) and
-  `only`, where given, names it. All else about an inactive expert stands still.
+  An expert is active in a step if any element of its gradient is not zero (or not a number). All
+  else about an inactive expert stands still.
   """
 
   def init(params):
     n_experts = _n_experts(params)
-    for index in only or ():
-      if not 0 <= index < n_experts:
-        raise InputError(f"trainable experts {only} name {index}, but there are {n_experts}")
     # Two trees of zeros: a donated state may hold no buffer twice.
     mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
     return LazyAdamState(jnp.zeros((), jnp.int32), jnp.zeros(n_experts, jnp.int32), mu, nu)
 
   def update(updates: Any, state: Any, params: Any = None):
-    grads, n_experts = updates, _n_experts(updates)
-    named_E = jnp.array([only is None or e in only for e in range(n_experts)])
+    grads = updates
     some = [jnp.any(g != 0, axis=range(1, g.ndim)) for g in jax.tree.leaves(grads)]
-    active_E = functools.reduce(jnp.logical_or, some) & named_E
+    active_E = functools.reduce(jnp.logical_or, some)
     count_E = state.count_E + active_E
     n_E = jnp.maximum(count_E, 1)  # An expert that never ran has no bias to correct.
     norm_E = expert_norms(grads)
@@ -247,6 +243,37 @@ def lazy_adamw(
     nu = jax.tree.map(lambda g, v: moment(g * g, v, b2), grads, state.nu)
     updates = jax.tree_util.tree_map_with_path(move, mu, nu, params)
     return updates, LazyAdamState(state.step + 1, count_E, mu, nu)
+
+  return optax.GradientTransformation(init, update)
+
+
+def only(
+  every: optax.GradientTransformation, experts: tuple[int, ...]
+) -> optax.GradientTransformation:
+  """`every` for some of the stacked experts; the others do not move, and have no state.
+
+  The state is without boxes: a few experts do not divide over the devices that hold all of them.
+
+  Raises:
+    InputError: at init: an index is out of range.
+  """
+  index_S = jnp.array(experts)
+  some = lambda stacked: jax.tree.map(lambda x: x[index_S], stacked)
+
+  def bare(part):
+    return {k: bare(v) for k, v in part.items()} if isinstance(part, dict) else _leaf(part)
+
+  def init(params):
+    n_experts = _n_experts(params)
+    for index in experts:
+      if not 0 <= index < n_experts:
+        raise InputError(f"trainable experts {experts} name {index}, but there are {n_experts}")
+    return every.init(some(bare(params)))
+
+  def update(updates: Any, state: Any, params: Any = None):
+    moved, state = every.update(some(updates), state, some(params))
+    place = lambda g, u: jnp.full_like(g, -0.0).at[index_S].set(u)
+    return jax.tree.map(place, updates, moved), state
 
   return optax.GradientTransformation(init, update)
 
@@ -298,4 +325,9 @@ def _over(x_E: Array, like: Array) -> Array:
 
 
 def _n_experts(stacked: Any) -> int:
-  return jax.tree.leaves(stacked)[0].shape[0]
+  return _leaf(stacked).shape[0]
+
+
+def _leaf(part: Any) -> Array:
+  """The first of a tree, or the content of a box."""
+  return jax.tree.leaves(part)[0]
