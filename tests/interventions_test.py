@@ -67,6 +67,30 @@ def test_a_router_wrong_in_a_known_share_and_experts_that_own_a_domain():
   assert found["notes"] == ["no input reaches expert 2"]
 
 
+def test_dominance_is_of_the_matched_expert_over_the_others():
+  found = interventions.report(planted(), EXAMPLES, 3, seed=0)["dominance"]
+  # Expert 0 is a's and costs nothing anywhere; expert 1 is b's, costs it 2.7 nats and a 0.3.
+  assert found["matching"] == {"a": 0, "b": 1} and found["note"] is None
+  assert found["own_nats"] == pytest.approx(2.7 / 2)
+  assert found["other_nats"] == pytest.approx(0.3 / 2)
+  assert found["ratio"] == pytest.approx(9)
+
+
+def test_dominance_that_is_undefined_is_none_and_says_why():
+  of = lambda measured, examples: interventions.report(measured, examples, 3, seed=0)["dominance"]
+  silent = of(planted()._replace(knocked={}), EXAMPLES)
+  assert silent["own_nats"] is silent["other_nats"] is silent["ratio"] is None
+  assert "no message" in silent["note"] and silent["matching"] == {"a": 0, "b": 1}
+  pure = scores(cost(DOMAIN_N), DOMAIN_N)
+  knocked = scores(cost(DOMAIN_N) + 3, DOMAIN_N)
+  found = of(interventions.Measured(pure, planted().forced, {"mean": knocked}), EXAMPLES)
+  assert (found["own_nats"], found["other_nats"], found["ratio"]) == (pytest.approx(3), 0, None)
+  assert "nothing" in found["note"]
+  alone = [example(i, "a") for i in range(40)]
+  found = of(planted(), alone)
+  assert found["other_nats"] is found["ratio"] is None and "one domain" in found["note"]
+
+
 def test_too_few_examples_are_told_and_get_no_interval():
   few = [EXAMPLES[0], *EXAMPLES[20:]]
   keep = [0, *range(20, 40)]

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 
 from iclm import compose
 from iclm.data.records import Example
-from iclm.evals import statistics
+from iclm.evals import routing, statistics
 from iclm.evals.accuracy import Scores
 from iclm.evals.subject import Messages, Subject, speaking
 
@@ -136,6 +136,7 @@ def report(
   found["regret_nats"], found["ci95"]["regret_nats"] = mean, ci
   found["swap_nats"] = _swaps(nll_EN, without.nll_N, served_EN)
   found["importance"] = _importance(measured, served_EN)
+  found["dominance"] = _dominance(found.get("knockout_nats"), member_DN, served_EN, domains)
   return found | {"notes": notes}
 
 
@@ -166,6 +167,44 @@ def _importance(measured: Measured, served_EN: Bool[np.ndarray, "E N"]) -> list[
       row["nats"] = float(np.where(on_N, under.nll_N - measured.without.nll_N, 0.0).mean())
     rows.append(row)
   return rows
+
+
+def _dominance(
+  knockout_nats: list[list[float]] | None,
+  member_DN: Bool[np.ndarray, "D N"],
+  served_EN: Bool[np.ndarray, "E N"],
+  domains: Sequence[str],
+) -> dict[str, Any]:
+  """How much more an expert's knock-out costs its own domain than it costs the others.
+
+  Experts and domains are matched one to one by the inputs served, not by the effects, of which the
+  largest would then be taken for their own. Routes are hard, so that an expert costs nothing where
+  it serves nothing: pure routes alone make the cost elsewhere 0, and the ratio undefined.
+
+  Returns:
+    "matching" (domain -> expert or None), "own_nats" and "other_nats" (means over the cells of
+    matched experts), "ratio" of the two; what is undefined is None, and "note" says why.
+  """
+  expert_D = routing.match(
+    member_DN.argmax(0), served_EN.argmax(0), n_domains=len(domains), n_experts=len(served_EN)
+  )
+  found: dict[str, Any] = {
+    "matching": {d: int(e) if e >= 0 else None for d, e in zip(domains, expert_D, strict=True)}
+  }
+  found |= dict.fromkeys(("own_nats", "other_nats", "ratio", "note"))
+  if knockout_nats is None:
+    return found | {"note": "a model without a bottleneck has no message to knock out"}
+  (matched,) = np.nonzero(expert_D >= 0)
+  effect_MD = np.array(knockout_nats)[expert_D[matched]]
+  is_own_MD = np.arange(len(domains)) == matched[:, None]
+  own, other = effect_MD[is_own_MD].mean(), effect_MD[~is_own_MD]
+  found["own_nats"] = float(own)
+  if not len(other):
+    return found | {"note": "there is one domain, and so no other one"}
+  found["other_nats"] = float(other.mean())
+  if found["other_nats"] <= 0:
+    return found | {"note": "ratio is undefined: knock-outs cost the other domains nothing"}
+  return found | {"ratio": found["own_nats"] / found["other_nats"]}
 
 
 def interchange(
