@@ -1,7 +1,7 @@
 """Evaluate a trained run on any jsonl or jsonl.gz.
 
 python -m experiments.evaluate --workdir=runs/quickstart --data=FILE [--data=...] --out=OUT.json
-  [--interventions] [--independence] [--examine=2000]
+  [--interventions [--seed_workdir=runs/other_seed ...]] [--independence] [--examine=2000]
 """
 
 import pathlib
@@ -12,7 +12,7 @@ import numpy as np
 import rich.table
 from absl import flags
 
-from experiments import cli
+from experiments import cli, seeds
 from iclm import compose, workdir
 from iclm.config import InputError
 from iclm.data import assemble
@@ -30,6 +30,9 @@ def main(flag: flags.FlagValues) -> int:
   run = workdir.load_run(pathlib.Path(flag.workdir))
   if (flag.interventions or flag.independence) and not compose.streams(run.config):
     raise InputError(f"{flag.workdir} is a plain base: it has no experts to examine")
+  if flag.seed_workdir and not flag.interventions:
+    raise InputError("--seed_workdir compares routes, which --interventions examines; give both")
+  others = [Subject(*other[:-1]) for other in seeds.load(run, flag.workdir, flag.seed_workdir)]
   subject = Subject(*run[:-1])
   sets = []
   for path, found in examples.items():
@@ -43,19 +46,23 @@ def main(flag: flags.FlagValues) -> int:
     sets.append({"path": path, **summary, **determined.report(subject, found)})
     if summary["n_truncated"]:
       print(f"{path}: {summary['n_truncated']} rows lost tokens from the left of their context")
-  examined = _examine(flag, subject, [e for f in examples.values() for e in f[: flag.examine]])
+  examined = _examine(
+    flag, subject, others, [e for f in examples.values() for e in f[: flag.examine]]
+  )
   provenance = workdir.provenance(run.config)
   workdir.write_json(out, {"step": run.step, "sets": sets, "provenance": provenance} | examined)
   _show(sets)
   return 0
 
 
-def _examine(flag: flags.FlagValues, subject: Subject, examples: list[Example]) -> dict[str, Any]:
+def _examine(
+  flag: flags.FlagValues, subject: Subject, others: list[Subject], examples: list[Example]
+) -> dict[str, Any]:
   """What the asked-for examinations say of the examples of all sets together."""
   c, found = subject.config, {}
   if flag.interventions:
     reference = assemble.sample(c, assemble.training_rows(c), N_REFERENCE)
-    found |= examination.intervene(subject, examples, reference, c.seed)
+    found |= examination.intervene(subject, examples, reference, c.seed, others)
   if flag.independence:
     found |= examination.independence_of(subject, examples, c.seed)
   return found
@@ -77,6 +84,7 @@ def _show(sets: list[dict]) -> None:
 if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "The folder of a trained run.")
   flags.DEFINE_multi_string("data", None, "A jsonl or jsonl.gz; may be given several times.")
+  flags.DEFINE_multi_string("seed_workdir", [], "The same run of another seed; several times.")
   flags.DEFINE_string("out", None, "Where the JSON goes.")
   flags.DEFINE_integer("draws", 0, "Draws of the messages for the sampled accuracy.", lower_bound=0)
   flags.DEFINE_bool("interventions", False, "Force, knock out, swap, interchange; and the routes.")

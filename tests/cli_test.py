@@ -5,6 +5,7 @@ import gzip
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -20,9 +21,9 @@ from iclm.config import InputError
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def asked(folder, out, *paths, draws=0, examined=False):
+def asked(folder, out, *paths, draws=0, examined=False, others=()):
   flag = types.SimpleNamespace(workdir=str(folder), data=list(map(str, paths)), out=str(out))
-  flag.draws, flag.examine = draws, 50
+  flag.draws, flag.examine, flag.seed_workdir = draws, 50, list(map(str, others))
   flag.interventions = flag.independence = examined
   return evaluate.main(flag)
 
@@ -70,6 +71,42 @@ def test_evaluate_examines_what_it_is_asked_to(whole, data, tmp_path):  # noqa: 
   assert pairs == {"invariant, domain", "invariant, domain | label", "domain 0, domain 1 | label"}
   assert all({"estimator", "value", "null_p95", "p"} <= set(r) for r in found["independence"])
   assert set(found["probes"]) == {"invariant", "domain"} and "risk" in found["worst_domain"]
+
+
+def test_routes_are_compared_with_those_of_another_seed_and_of_a_paraphrase(
+  whole,  # noqa: F811
+  data,  # noqa: F811
+  tmp_path,
+):
+  other, longer, out = tmp_path / "seed1", tmp_path / "longer", tmp_path / "out.json"
+  fit(other, data, steps=24, seed=1)
+  assert asked(whole[0], out, data, examined=True, others=[other]) == 0
+  found = json.loads(out.read_text())["routing"]
+  assert found["seeds"] == [0, 1]
+  [[s, t, ari]] = found["ari_of_seeds"]["pairs"]
+  assert (s, t) == (0, 1) and found["ari_of_seeds"]["mean"] == ari
+  assert 0 <= found["stability"] <= 1 and len(found["paraphrase"]["accuracy"]) == 2
+  assert found["paraphrase"]["note"] is None
+
+  foreign = write(tmp_path / "b.jsonl", {"prompt": "Which of 1,2?", "answer": "1", "domain": "d"})
+  assert asked(whole[0], out, data, foreign, examined=True) == 0
+  found = json.loads(out.read_text())["routing"]
+  assert found["stability"] is None and found["paraphrase"]["accuracy"] is None
+  assert "1 of 51 prompts have no paraphrase" in found["paraphrase"]["note"]
+
+  shutil.copytree(other, longer)
+  edited = json.loads((longer / "config.json").read_text())
+  edited["optimizer"]["lr"] = 0.5
+  (longer / "config.json").write_text(json.dumps(edited))
+  for others, examined, told in (
+    ([other], False, "--interventions"),
+    ([whole[0]], True, "has seed 0, as"),
+    ([other, other], True, "has seed 1, as"),
+    ([longer], True, r"longer is no other seed of .*config\.optimizer\.lr is 0\.5 there"),
+    ([tmp_path], True, "no run's workdir"),
+  ):
+    with pytest.raises(InputError, match=told):
+      asked(whole[0], out, data, examined=examined, others=others)
 
 
 @pytest.mark.parametrize(

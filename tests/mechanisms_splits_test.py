@@ -27,7 +27,7 @@ def words_of(example) -> tuple[str, ...]:
 
 def sequence_of(example) -> tuple[int, ...]:
   """The ranks of the prompt's sequence."""
-  alphabet, separator, phrasing = mechanisms.SURFACES[example.domain]
+  alphabet, separator, phrasing, _ = mechanisms.SURFACES[example.domain]
   gap = phrasing.format(operation=" then ".join(words_of(example)), sequence="\0")
   before, after = gap.split("\0")
   shown = example.prompt.removeprefix(before).removesuffix(after)

@@ -107,7 +107,7 @@ def test_operations_by_hand():
 
 @pytest.mark.parametrize("surface", mechanisms.SURFACES)
 def test_surfaces_by_hand(surface):
-  alphabet, separator, phrasing = mechanisms.SURFACES[surface]
+  alphabet, separator, phrasing, _ = mechanisms.SURFACES[surface]
   prompt, answers = WRITTEN[surface]
   write = lambda ranks: separator.join(alphabet[i] for i in ranks)
   for (words, ranks), answer in zip(BY_HAND.items(), answers.split("|"), strict=True):
@@ -165,7 +165,7 @@ def test_every_symbol_is_a_token_of_its_own(name):
   tok = tokenizer.train((t for e in trained for t in (e.prompt, e.answer)), 1024, tokenizer.WORDS)
   for split in mechanisms.splits(task):
     for e in examples(task, split, 100):
-      alphabet, separator, _ = mechanisms.SURFACES[e.domain]
+      alphabet, separator, *_ = mechanisms.SURFACES[e.domain]
       symbols = e.answer.split(separator)
       shown = [piece for piece in pieces(e.prompt) if piece in alphabet]
       assert len(shown) == len(symbols)
@@ -236,3 +236,24 @@ def test_a_task_that_cannot_be_is_told(changes, hint):
 def test_an_unknown_split_is_told():
   with pytest.raises(InputError, match="'unseen_pairs'"):
     mechanisms.example(DEFAULT, "unseen_pair", 0, 0)
+
+
+@pytest.mark.parametrize("task", [DEFAULT, FULL, HARD])
+def test_a_paraphrase_asks_for_the_same_in_the_words_of_its_surface(task):
+  for split in mechanisms.splits(task):
+    for i in range(60):
+      e = mechanisms.example(task, split, 0, i)
+      other = mechanisms.paraphrase(e.prompt)
+      assert other is not None and other != e.prompt
+      shifted = {"reverse": "rotate"} if split == "shifted" else {}
+      assert mechanisms.solve(other, task.size, shifted) == e.answer
+      words = lambda text: sorted(re.findall(r"\w+", text))
+      assert words(other) == words(e.prompt)
+      assert mechanisms.paraphrase(other) is None
+
+
+@pytest.mark.parametrize(
+  "prompt", ["", "From 1,2 do it:", "From 1,2 do reverse: ", "From 1.2 do reverse:", "Apply sort"]
+)
+def test_what_is_no_prompt_of_the_task_has_no_paraphrase(prompt):
+  assert mechanisms.paraphrase(prompt) is None

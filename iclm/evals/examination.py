@@ -1,5 +1,6 @@
 """All that interventions, independence and routes say of a model, as one JSON-able dict."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from iclm import axes, compose
+from iclm.config import InputError
+from iclm.data import mechanisms
 from iclm.data.records import Example
 from iclm.evals import independence, interventions, probing, routing
 from iclm.evals.accuracy import Scores
@@ -21,18 +24,23 @@ N_MAPPED = 300  # Examples of the map of prompts: more would cover each other.
 
 
 def intervene(
-  subject: Subject, examples: Sequence[Example], reference: Sequence[Example], seed: int
+  subject: Subject,
+  examples: Sequence[Example],
+  reference: Sequence[Example],
+  seed: int,
+  other_seeds: Sequence[Subject],
 ) -> dict[str, Any]:
   """Effects of interventions, quality of the routes, and the map of what the router reads.
 
   Args:
     reference: training examples, whose messages stand in for those knocked out.
+    other_seeds: the same run of other seeds, whose routes are compared; may be empty.
   """
   measured = interventions.measure(subject, examples, reference, seed)
   found = interventions.report(measured, examples, subject.config.experts.count, seed)
   if subject.config.bottleneck.kind != "none":
     found["interchange"] = interventions.interchange(subject, examples, measured.without, seed)
-  routed = _routes(subject, examples, measured.without) | {
+  routed = _routes(subject, examples, measured.without, other_seeds) | {
     "regret_nats": found["regret_nats"],
     "map": _map(subject, examples, measured.without, seed),
   }
@@ -56,18 +64,40 @@ def _map(
   }
 
 
-def _routes(subject: Subject, examples: Sequence[Example], scores: Scores) -> dict[str, Any]:
+def _routes(
+  subject: Subject, examples: Sequence[Example], scores: Scores, other_seeds: Sequence[Subject]
+) -> dict[str, Any]:
+  """See `routing.report`; "seeds" numbers the runs of its pairs, "paraphrase" has the accuracy."""
   domains, domain_N = np.unique([e.domain for e in examples], return_inverse=True)
-  return routing.report(
+  said, why = _paraphrased(subject, examples)
+  found = routing.report(
     domain_N,
     scores.index_N,
     scores.confidence_N,
     domains=[str(d) for d in domains],
     n_experts=subject.config.experts.count,
     n_bins=N_BINS,
-    paraphrase_N=None,
-    seeds_SN=None,
+    paraphrase_N=said.index_N if said else None,
+    seeds_SN=np.array([s.score(examples).index_N for s in other_seeds]) if other_seeds else None,
   )
+  accuracy = [float(s.correct_N.mean()) for s in (scores, said)] if said else None
+  return found | {
+    "seeds": [s.config.seed for s in (subject, *other_seeds)],
+    "paraphrase": {"accuracy": accuracy, "note": why},
+  }
+
+
+def _paraphrased(subject: Subject, examples: Sequence[Example]) -> tuple[Scores | None, str | None]:
+  """Scores of the same examples in other words; None, and why, where they cannot be had."""
+  other = [mechanisms.paraphrase(e.prompt) for e in examples]
+  n_without = other.count(None)
+  if n_without:
+    return None, f"{n_without} of {len(other)} prompts have no paraphrase: only mechanisms has them"
+  said = [dataclasses.replace(e, prompt=p or "") for e, p in zip(examples, other, strict=True)]
+  try:
+    return subject.score(said), None
+  except InputError as error:  # Other words may be more tokens than a row has.
+    return None, str(error)
 
 
 def independence_of(subject: Subject, examples: Sequence[Example], seed: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ starts right behind the prompt: a tokenizer that splits words from punctuation g
 one token of its own.
 """
 
-from iclm.data.mechanisms.examples import example, shift
+from iclm.data.mechanisms.examples import example, paraphrase, shift
 from iclm.data.mechanisms.operations import OPERATIONS, apply, kind_of
 from iclm.data.mechanisms.solver import solve
 from iclm.data.mechanisms.surfaces import SURFACES, Surface
@@ -60,6 +60,7 @@ __all__ = [
   "example",
   "kind_of",
   "pairs",
+  "paraphrase",
   "part_of",
   "shift",
   "solve",

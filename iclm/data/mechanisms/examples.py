@@ -1,10 +1,11 @@
 """Examples of a task, drawn at random: what a case says about a sequence."""
 
 import random
+import re
 from collections.abc import Sequence
 
 from iclm.data.mechanisms import tasks
-from iclm.data.mechanisms.operations import apply, kind_of
+from iclm.data.mechanisms.operations import OPERATIONS, apply, kind_of
 from iclm.data.mechanisms.surfaces import SURFACES
 from iclm.data.mechanisms.tasks import Case, Part, Shift, Split, Task
 from iclm.data.records import Example
@@ -61,13 +62,34 @@ def shift(
   ]
 
 
+def paraphrase(prompt: str) -> str | None:
+  """Returns the prompt in its surface's other phrasing, which asks for the same.
+
+  None where the prompt is in no surface's phrasing, and so no prompt of the task.
+  """
+  words = "|".join(OPERATIONS)
+  for surface in SURFACES.values():
+    symbol = "|".join(re.escape(s) for s in sorted(surface.alphabet, key=len, reverse=True))
+    holes = {
+      "operation": rf"(?P<operation>(?:{words})(?: then (?:{words}))*)",
+      "sequence": rf"(?P<sequence>(?:{symbol})(?:{re.escape(surface.separator)}(?:{symbol}))*)",
+    }
+    # Of text and holes in turn.
+    parts = re.split(r"{(\w+)}", surface.phrasing)
+    pattern = "".join(holes[p] if i % 2 else re.escape(p) for i, p in enumerate(parts))
+    found = re.fullmatch(pattern, prompt)
+    if found:
+      return surface.paraphrase.format(**found.groupdict())
+  return None
+
+
 def _written(rng: random.Random, task: Task, split: Split, case: Case, name: str) -> Example:
   while True:
     # Distinct symbols: an operation on places then always changes the sequence.
     sequence = rng.sample(range(task.size), rng.choice(split.lengths))
     if tasks.part_of(sequence) == split.part:
       break
-  alphabet, separator, phrasing = SURFACES[case.surface]
+  alphabet, separator, phrasing, _ = SURFACES[case.surface]
   shown, answer = (
     separator.join(alphabet[i] for i in ranks)
     for ranks in (sequence, apply(case.meaning, sequence, task.size))
