@@ -74,7 +74,7 @@ def write(folder, results=RESULTS):
   (folder / "results.json").write_text(json.dumps(results))
   lines = [
     {"step": s, "answer_nats": 2 - s / 10, "usage/0": 0.5, "rate_nats": None, "wall/step_s": 0.5,
-     "wall/tokens_per_s": 1e3}
+     "wall/tokens_per_s": 1e3, "wall/s": s / 2}
     for s in (1, 2, 10)
   ]  # fmt: skip
   (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
@@ -137,6 +137,7 @@ def test_numbers_have_no_negative_zero_and_a_dash_for_what_is_unknown():
   assert drawing.number(12345.6, 0) == "12,346"
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
 def test_dots_and_intervals_lie_on_their_axis(values):
   mean = statistics.t_interval(np.array(values), level=0.95)
@@ -165,12 +166,15 @@ def test_a_map_keeps_angles_and_gives_no_colour_twice():
 
 def test_cost_adds_up_over_sittings():
   assert cost.of_metrics([{"step": 5, "eval/x": 1.0}]) is None
+  # A sitting of 25 s to step 18, of which 20 s are the first eight steps; resumed from step 18, the
+  # clock is at 30 s by step 20 (two steps at 15 s, with compilation), and at 50 s by step 30.
   lines = [
-    {"step": step, "wall/step_s": s, "wall/tokens_per_s": 10 / s}
-    for step, s in ((10, 3.0), (20, 1.0), (30, 1.0), (40, 2.0))
+    {"step": step, "wall/step_s": s, "wall/tokens_per_s": 10 / s, "wall/s": wall_s}
+    for step, s, wall_s in ((8, 2.5, 20.0), (18, 0.5, 25.0), (20, 15.0, 30.0), (30, 2.0, 50.0))
   ]
-  # 10 steps at 3 s, 20 at 1 s, 10 at 2 s; the first line, which compiles, is in no median.
-  assert cost.of_metrics(lines) == (70.0, 1.0, 10.0)
+  assert cost.of_metrics(lines[:1]) == (20.0, 2.5, 4.0)
+  # 25 s and 50 s; the medians are of the lines without compilation, 0.5 and 2 s.
+  assert cost.of_metrics(lines) == (75.0, 1.25, 12.5)
 
 
 def test_a_run_without_results_is_told(tmp_path):
