@@ -91,8 +91,11 @@ def test_routes_are_compared_with_those_of_another_seed_and_of_a_paraphrase(
   foreign = write(tmp_path / "b.jsonl", {"prompt": "Which of 1,2?", "answer": "1", "domain": "d"})
   assert asked(whole[0], out, data, foreign, examined=True) == 0
   found = json.loads(out.read_text())["routing"]
+  assert found["n_paraphrased"] == 50 and "50 of 51 inputs" in " / ".join(found["notes"])
+  assert asked(whole[0], out, foreign, examined=True) == 0
+  found = json.loads(out.read_text())["routing"]
   assert found["stability"] is None and found["paraphrase"]["accuracy"] is None
-  assert "1 of 51 prompts have no paraphrase" in found["paraphrase"]["note"]
+  assert "no prompt has a paraphrase" in found["paraphrase"]["note"]
 
   shutil.copytree(other, longer)
   edited = json.loads((longer / "config.json").read_text())

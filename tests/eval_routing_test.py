@@ -117,6 +117,10 @@ def test_stability_is_the_share_that_stays():
   result = report(DOMAIN_N, DOMAIN_N, paraphrase_N=other_N)
   # Frequencies (10, 10) against (9, 11): 0.5 * 0.45 + 0.5 * 0.55.
   assert result["stability"] == 0.75 and result["chance_stability"] == 0.5
+  # Of the ten that have a paraphrase, three change; frequencies (10, 0) against (7, 3).
+  result = report(DOMAIN_N, DOMAIN_N, paraphrase_N=np.where(np.arange(20) < 10, other_N, -1))
+  assert result["stability"] == result["chance_stability"] == 0.7
+  assert result["notes"] == ["stability is that of 10 of 20 inputs: the rest has no paraphrase"]
 
 
 def test_what_is_missing_is_named():

@@ -69,7 +69,7 @@ def _routes(
 ) -> dict[str, Any]:
   """See `routing.report`; "seeds" numbers the runs of its pairs, "paraphrase" has the accuracy."""
   domains, domain_N = np.unique([e.domain for e in examples], return_inverse=True)
-  said, why = _paraphrased(subject, examples)
+  paraphrase_N, paraphrased = _paraphrased(subject, examples, scores)
   found = routing.report(
     domain_N,
     scores.index_N,
@@ -77,27 +77,30 @@ def _routes(
     domains=[str(d) for d in domains],
     n_experts=subject.config.experts.count,
     n_bins=N_BINS,
-    paraphrase_N=said.index_N if said else None,
+    paraphrase_N=paraphrase_N,
     seeds_SN=np.array([s.score(examples).index_N for s in other_seeds]) if other_seeds else None,
   )
-  accuracy = [float(s.correct_N.mean()) for s in (scores, said)] if said else None
-  return found | {
-    "seeds": [s.config.seed for s in (subject, *other_seeds)],
-    "paraphrase": {"accuracy": accuracy, "note": why},
-  }
+  seeds = [s.config.seed for s in (subject, *other_seeds)]
+  return found | {"seeds": seeds, "paraphrase": paraphrased}
 
 
-def _paraphrased(subject: Subject, examples: Sequence[Example]) -> tuple[Scores | None, str | None]:
-  """Scores of the same examples in other words; None, and why, where they cannot be had."""
+def _paraphrased(
+  subject: Subject, examples: Sequence[Example], scores: Scores
+) -> tuple[np.ndarray | None, dict[str, Any]]:
+  """Routes under other words, -1 where there are none, and the accuracy of both on the others."""
   other = [mechanisms.paraphrase(e.prompt) for e in examples]
-  n_without = other.count(None)
-  if n_without:
-    return None, f"{n_without} of {len(other)} prompts have no paraphrase: only mechanisms has them"
-  said = [dataclasses.replace(e, prompt=p or "") for e, p in zip(examples, other, strict=True)]
+  (known,) = np.nonzero([prompt is not None for prompt in other])
+  if not len(known):
+    return None, {"accuracy": None, "note": "no prompt has a paraphrase: only mechanisms has them"}
+  said = [dataclasses.replace(examples[i], prompt=other[i] or "") for i in known]
   try:
-    return subject.score(said), None
+    under = subject.score(said)
   except InputError as error:  # Other words may be more tokens than a row has.
-    return None, str(error)
+    return None, {"accuracy": None, "note": str(error)}
+  route_N = np.full(len(examples), -1)
+  route_N[known] = under.index_N
+  accuracy = [float(scores.correct_N[known].mean()), float(under.correct_N.mean())]
+  return route_N, {"accuracy": accuracy, "note": None}
 
 
 def independence_of(subject: Subject, examples: Sequence[Example], seed: int) -> dict[str, Any]:

@@ -195,7 +195,8 @@ def report(
     domain_N: index into `domains`.
     route_N: the expert that served each input.
     confidence_N: the router's, in [0, 1].
-    paraphrase_N: routes of the same inputs under other words; None where there are none.
+    paraphrase_N: routes of the same inputs under other words, -1 for an input without; None where
+      there are none at all.
     seeds_SN: routes of the same inputs by routers of other seeds; None where there are none.
 
   Raises:
@@ -203,6 +204,10 @@ def report(
   """
   _check(domain_N, route_N, confidence_N, paraphrase_N, len(domains), n_experts, n_bins)
   expert_D = match(domain_N, route_N, n_domains=len(domains), n_experts=n_experts)
+  known_N = np.zeros(len(route_N), bool) if paraphrase_N is None else paraphrase_N >= 0
+  reworded = None
+  if paraphrase_N is not None and known_N.any():
+    reworded = route_N[known_N], paraphrase_N[known_N]
   agreement = None if seeds_SN is None else seed_agreement(np.vstack([route_N[None], seeds_SN]))
   figures = {
     "n": len(route_N),
@@ -215,8 +220,9 @@ def report(
     "entropy_nats": route_entropy(route_N),
     "balance": balance(route_N, n_experts),
     "ece": ece(confidence_N, is_majority(domain_N, route_N), n_bins),
-    "stability": None if paraphrase_N is None else stability(route_N, paraphrase_N),
-    "chance_stability": None if paraphrase_N is None else chance_stability(route_N, paraphrase_N),
+    "n_paraphrased": int(known_N.sum()),
+    "stability": None if reworded is None else stability(*reworded),
+    "chance_stability": None if reworded is None else chance_stability(*reworded),
     "ari_of_seeds": agreement,
   }
   return figures | {"notes": _notes(figures, domain_N, domains)}
@@ -236,6 +242,8 @@ def _notes(figures: dict[str, Any], domain_N: np.ndarray, domains: Sequence[str]
     "one expert serves every input: stability and purity say nothing":
       len(idle) == len(figures["usage"]) - 1,
     "stability is unknown: no paraphrases were routed": figures["stability"] is None,
+    f"stability is that of {figures['n_paraphrased']} of {figures['n']} inputs: the rest has no "
+    "paraphrase": 0 < figures["n_paraphrased"] < figures["n"],
     "ari_of_seeds is unknown: one seed identifies nothing": seeds is None or not seeds["pairs"],
     "ari is undefined where both seeds have one part, or one per input: " + ", ".join(blind): blind,
   }  # fmt: skip
@@ -249,7 +257,7 @@ def _check(domain_N, route_N, confidence_N, paraphrase_N, n_domains, n_experts, 
     raise InputError(f"calibration needs at least 1 bin, got {n_bins}")
   indices = {"domain_N": (domain_N, n_domains), "route_N": (route_N, n_experts)}
   if paraphrase_N is not None:
-    indices["paraphrase_N"] = (paraphrase_N, n_experts)
+    indices["paraphrase_N"] = (np.where(paraphrase_N == -1, 0, paraphrase_N), n_experts)
   for name, (index_N, n) in indices.items():
     bad_N = (index_N < 0) | (index_N >= n)
     if bad_N.any():
