@@ -127,6 +127,7 @@ def get_config() -> config_dict.ConfigDict:
         "operation": "",
         "becomes": "",
         "examples": 500,
+        "curve": (),
         "steps": 200,
         "lr": 2e-2,
         "base_lr": 3e-3,

@@ -16,6 +16,11 @@ from iclm.evals.subject import Subject
 
 def report(c: Config, folder: pathlib.Path, result: train.Result) -> None:
   """Runs what the study asks for, prints one table each, and adds it all to results.json."""
+  with workdir.alone(folder):
+    _report(c, folder, result)
+
+
+def _report(c: Config, folder: pathlib.Path, result: train.Result) -> None:
   found: dict[str, Any] = {}
   plain = None
   if c.study.plain_base:

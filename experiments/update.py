@@ -1,47 +1,54 @@
 """A partial update and its price: one expert alone, beside all of a plain base and a dense LoRA."""
 
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.table
 
-from experiments import baselines
+from experiments import baselines, shifts
 from iclm import axes, config, optim, workdir
-from iclm.config import Config
-from iclm.data import assemble, mechanisms
+from iclm.config import Config, Trains
+from iclm.data import assemble
 from iclm.data.records import Example
 from iclm.evals import locality, statistics
 from iclm.evals.subject import Subject
 
-N_TEST = 500  # Examples of the shifted operation that the update is scored on.
+N_TEST = 2_000  # Examples of the shifted operation that the update is scored on.
+SLACK = 1.1  # Of an expert's share of a dense LoRA.
 ONE_SIDED, N_BOOT = 0.95, 2_000  # Of the bound on what the expert recovers.
 OURS, FULL, LORA = "iclm", "plain base", "dense LoRA"
 
 
-class _Updated(NamedTuple):
+class _Model(NamedTuple):
+  """One to be updated: its config and run, where that lies, what of it moves, and how fast."""
+
+  title: str
+  config: Config
   before: workdir.Run
-  after: workdir.Run
-  folder: pathlib.Path
+  source: pathlib.Path
+  trains: Trains
+  lr: float
 
 
 def check(c: Config) -> None:
-  """Raises InputError where the shift that a study asks for is none, before anything is trained."""
+  """Raises InputError where a study asks for no update that can be, before anything is trained."""
   s = c.study.shift
   if not s.surface:
     return
-  task = mechanisms.TASKS["default"]
-  mechanisms.shift(task, s.surface, s.operation, s.becomes, part="test", seed=c.seed, n=0)
-  for key in ("lr", "base_lr"):
+  shifts.check(c)
+  for key in ("lr", "base_lr", "examples", "steps"):
     if getattr(s, key) <= 0:
       raise config.InputError(f"config.study.shift.{key} = {getattr(s, key)} must be positive")
   if s.lora_lr < 0:
     raise config.InputError(f"config.study.shift.lora_lr = {s.lora_lr} must not be negative")
+  if min(s.curve, default=1) < 1:
+    raise config.InputError(f"config.study.shift.curve = {s.curve} must hold positive numbers")
   if c.study.plain_base and s.lora_lr:
     baselines.dense_lora(c)
 
@@ -56,13 +63,11 @@ def run(
     plain: the plain base of `folder / "plain_base"`; None leaves the two others out.
 
   Returns:
-    JSON-able; "models" has what `_compare` says of each, "recovery" and "ratios" what `_recovery`
-    and `_ratios` say of them together.
+    JSON-able; "models" has what `_compare` says of each, "budget" and "recovery" what `_budget`
+    and `_recovery` say of them together, "curve" each one's accuracy by number of examples.
   """
   s = c.study.shift
-  task = mechanisms.TASKS["default"]
-  shift = functools.partial(mechanisms.shift, task, s.surface, s.operation, s.becomes, seed=c.seed)
-  tests = shift(part="test", n=N_TEST)
+  tests = shifts.examples(c, "test", N_TEST)
   others = [
     e
     for source in c.evaluation.sets.values()
@@ -70,60 +75,71 @@ def run(
     if e.domain != s.surface
   ]
   data = folder / "update" / "shifted.jsonl"
-  write(data, shift(part="train", n=s.examples))
+  write(data, shifts.examples(c, "train", max((s.examples, *s.curve))))
   expert = int(np.bincount(Subject(*trained[:-1]).score(tests).index_N).argmax())
-  updated = _updates(c, data, folder, trained, plain, expert)
-  compared = {name: _compare(u, tests, others) | {"n": s.examples} for name, u in updated.items()}
+  models = _models(c, folder, trained, plain, expert)
+  compared, right = {}, {}
+  for name, m in models.items():
+    where = data.parent / m.title
+    after = retrain(m, data, s.examples, where)
+    right[name] = Subject(*after[:-1]).score(tests).correct_N
+    compared[name] = _compare(m.before, after, tests, others)
+    compared[name] |= {"step_s": _step_s(where), "n": s.examples}
   found = {"expert": expert, "n_train": s.examples, "models": compared}
-  if LORA in updated:
-    found["ratios"] = _ratios(c, compared)
-  right = {n: Subject(*u.after[:-1]).score(tests).correct_N for n, u in updated.items()}
-  return found | {"recovery": _recovery(right, c.seed)}
+  if LORA in compared:
+    found["budget"] = _budget(c, compared, trained.params["domain"])
+  curve = {str(n): _at(models, data, n, tests, others) for n in s.curve}
+  return found | {"recovery": _recovery(right, c.seed), "curve": curve}
 
 
-def _updates(c, data, folder, trained, plain, expert) -> dict[str, _Updated]:
-  """Trains each of the models on the shifted examples."""
+def _models(c, folder, trained, plain, expert) -> dict[str, _Model]:
   s, base = c.study.shift, folder / "plain_base"
-  only = dict.fromkeys((f.name for f in dataclasses.fields(config.Trains)), False)
-  alone = config.Trains(**only | {"domain": True, "only_experts": (expert,)})
-  jobs = {OURS: ("iclm", c, trained, folder, alone, s.lr)}
+  nothing = Trains(
+    base=False, invariant=False, router=False, domain=False, combine=False, only_experts=()
+  )
+  domain = dataclasses.replace(nothing, domain=True)
+  alone = dataclasses.replace(domain, only_experts=(expert,))
+  found = {OURS: _Model("iclm", c, trained, folder, alone, s.lr)}
   if plain is not None:
-    whole = config.Trains(**only | {"base": True, "only_experts": ()})
-    jobs[FULL] = ("plain_base", baselines.plain(c), plain, base, whole, s.base_lr)
+    whole = dataclasses.replace(nothing, base=True)
+    found[FULL] = _Model("plain_base", baselines.plain(c), plain, base, whole, s.base_lr)
   if plain is not None and s.lora_lr:
-    adapter = config.Trains(**only | {"domain": True, "only_experts": ()})
-    jobs[LORA] = ("dense_lora", baselines.dense_lora(c), plain, base, adapter, s.lora_lr)
-  found = {}
-  for name, (title, changed, before, source, trains, lr) in jobs.items():
-    where = folder / "update" / title
-    found[name] = _Updated(before, retrain(changed, data, source, where, trains, lr), where)
+    found[LORA] = _Model("dense_lora", baselines.dense_lora(c), plain, base, domain, s.lora_lr)
   return found
 
 
-def retrain(
-  c: Config, data: pathlib.Path, source: pathlib.Path, folder: pathlib.Path, trains, lr: float
-) -> workdir.Run:
-  """The train loop with a mask, from the parameters of another run."""
-  s = c.study.shift
+def retrain(model: _Model, data: pathlib.Path, n: int, folder: pathlib.Path) -> workdir.Run:
+  """The train loop with a mask, from the parameters of another run, on the first n examples."""
+  c, s = model.config, model.config.study.shift
   zero = config.Loss(**baselines.NO_TERMS | {"beta": c.loss.beta})
-  every = config.Source(tfds="", jsonl=str(data), acre="", split="", weight=1.0, limit=0, ramp=0)
+  first = config.Source(tfds="", jsonl=str(data), acre="", split="", weight=1.0, limit=n, ramp=0)
+  warmup = min(c.optimizer.warmup, s.steps // 4)
   changed = dataclasses.replace(
     c,
     steps=s.steps,
     loss=zero,
     perturb=baselines.UNPERTURBED,
-    trains=trains,
-    optimizer=dataclasses.replace(c.optimizer, lr=lr, warmup=min(c.optimizer.warmup, s.steps // 4)),
-    data=dataclasses.replace(c.data, train={"shifted": every}),
+    trains=model.trains,
+    optimizer=dataclasses.replace(c.optimizer, lr=model.lr, warmup=warmup),
+    data=dataclasses.replace(c.data, train={"shifted": first}),
     evaluation=dataclasses.replace(c.evaluation, every=0, sets={}, best=""),
-    checkpoint=dataclasses.replace(c.checkpoint, every=0, init_from=str(source)),
+    checkpoint=dataclasses.replace(c.checkpoint, every=0, init_from=str(model.source)),
   )
   return baselines.fit(changed, folder, f"update {folder.name}").run
 
 
-def _compare(updated: _Updated, shifted, others) -> dict[str, Any]:
-  """What an update moved and cost, and what it did to the shifted operation and to all else."""
-  before, after = updated.before, updated.after
+def _at(models: dict[str, _Model], data, n: int, shifted, others) -> dict[str, Any]:
+  """What each model comes to on n examples: accuracy on the shifted operation, and on all else."""
+  found = {}
+  for name, m in models.items():
+    after = Subject(*retrain(m, data, n, data.parent / "curve" / str(n) / m.title)[:-1])
+    of = lambda examples, after=after: float(after.score(examples).correct_N.mean())
+    found[name] = {"shifted": of(shifted), "others": of(others)}
+  return found
+
+
+def _compare(before: workdir.Run, after: workdir.Run, shifted, others) -> dict[str, Any]:
+  """What an update moved, and what it did to the shifted operation and to all else."""
   first, second = Subject(*before[:-1]), Subject(*after[:-1])
   prints = [locality.fingerprints(run.params) for run in (before, after)]
   # What only the run after has is new: it moved if the optimizer was told to move it.
@@ -132,34 +148,18 @@ def _compare(updated: _Updated, shifted, others) -> dict[str, Any]:
   return {
     "moved": parts,
     "parameters_moved": locality.size(after.params, parts),
-    **_optimizer_bytes(after),
-    "step_s": _step_s(updated.folder),
+    "optimizer_bytes": _optimizer_bytes(after),
     "shifted": locality.compare(first, second, shifted),
     "others": locality.compare(first, second, others),
     "sha256": prints,
   }
 
 
-def _optimizer_bytes(run: workdir.Run) -> dict[str, int]:
-  """Bytes of the optimizer's moments: of what moves, and those that are really held.
-
-  A frozen group holds none. The stacked domain experts hold theirs together, so that an expert
-  retrained alone still holds the (unmoved, never read) moments of all the others: "held" is then
-  E times what moves. Step counts are left out of both.
-  """
+def _optimizer_bytes(run: workdir.Run) -> int:
+  """Bytes of the moments that the update held; what is frozen has none."""
   state = jax.eval_shape(optim.from_config(run.config).init, run.params)
-  size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if x.ndim)
-  moving = held = 0
-  for of_group in state.values():
-    if isinstance(of_group, optim.LazyAdamState):
-      n, only = run.config.experts.count, run.config.trains.only_experts
-      bytes_held = size((of_group.mu, of_group.nu))
-      moving += bytes_held // n * (len(only) or n)
-    else:
-      bytes_held = size(of_group)
-      moving += bytes_held
-    held += bytes_held
-  return {"optimizer_bytes": moving, "optimizer_bytes_held": held}
+  moments = (x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating))
+  return sum(x.size * x.dtype.itemsize for x in moments)
 
 
 def _step_s(folder: pathlib.Path) -> float | None:
@@ -170,15 +170,21 @@ def _step_s(folder: pathlib.Path) -> float | None:
   return float(np.median(found)) if found else None
 
 
-def _ratios(c: Config, models: dict[str, Any]) -> dict[str, float]:
-  """Our update over the dense LoRA's, beside one expert's share of the ranks, and a tenth on top.
+def _budget(c: Config, models: dict[str, Any], experts: Any) -> dict[str, dict[str, float]]:
+  """What our update may cost, and costs: a tenth more than one expert's share of the dense LoRA,
+  and the expert's message head, which a LoRA has not.
 
-  An expert has a message head beside its adapters, which the dense LoRA has not: where the head is
-  large, so is the ratio.
+  Args:
+    experts: the parameters of all domain experts.
   """
   ours, lora = models[OURS], models[LORA]
-  found = {k: ours[k] / lora[k] for k in ("parameters_moved", "optimizer_bytes")}
-  return found | {"goal": 1.1 / baselines.rank_ratio(c)}
+  head = sum(x.size for x in jax.tree.leaves(experts.get("message", {}))) // c.experts.count
+  found = {}
+  for key in ("parameters_moved", "optimizer_bytes"):
+    own = head * ours[key] / ours["parameters_moved"]
+    limit = SLACK / baselines.rank_ratio(c) * lora[key] + own
+    found[key] = {"ours": ours[key], "lora": lora[key], "message_head": own, "limit": limit}
+  return found
 
 
 def _recovery(right: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
@@ -208,23 +214,28 @@ def show(console, c: Config, update: dict[str, Any]) -> None:
   title = f"Update: {s.operation!r} of surface {s.surface} now means {s.becomes!r}"
   columns = "model", "moved", "shifted", "other surfaces, all sets", "largest change there"
   effects = rich.table.Table(*columns, title=title)
-  columns = "model", "parameters", "optimizer bytes (held)", "median step, ms", "examples"
+  columns = "model", "parameters", "optimizer bytes", "median step, ms", "examples"
   costs = rich.table.Table(*columns, title="What the update cost")
   for name, u in update["models"].items():
     arrow = lambda found: " -> ".join(f"{x:.3f}" for x in found["accuracy"])
     change = f"{u['others']['max_change_nats']:g} nats, {u['others']['logits_changed']} logits"
     effects.add_row(name, ", ".join(u["moved"]), arrow(u["shifted"]), arrow(u["others"]), change)
-    held = f"{u['optimizer_bytes']:,} ({u['optimizer_bytes_held']:,})"
     step = "-" if u["step_s"] is None else f"{1e3 * u['step_s']:.1f}"
-    costs.add_row(name, f"{u['parameters_moved']:,}", held, step, str(u["n"]))
+    price = f"{u['parameters_moved']:,}", f"{u['optimizer_bytes']:,}"
+    costs.add_row(name, *price, step, str(u["n"]))
   console.print(effects)
   console.print(costs)
-  if "ratios" in update:
-    r = update["ratios"]
-    console.print(
-      f"iclm over the dense LoRA: {r['parameters_moved']:.3f} of the parameters, "
-      f"{r['optimizer_bytes']:.3f} of the optimizer bytes; 1.1/(E+1) = {r['goal']:.3f}"
-    )
+  for key, b in update.get("budget", {}).items():
+    told = f"{b['ours']:,} of at most {b['limit']:,.0f}"
+    share = f"{SLACK}/(E+1) of the dense LoRA's {b['lora']:,}"
+    head = f"the expert's message head, {b['message_head']:,.0f}"
+    console.print(f"{key.replace('_', ' ')}: {told}, which is {share} and {head}")
   for name, r in update["recovery"].items():
-    bound = r["note"] if r["low95"] is None else f"one-sided 95 % bound {r['low95']:+.3f}"
-    console.print(f"shifted, iclm minus {name}: {r['difference']:+.3f}; {bound} (n = {r['n']})")
+    bound = r["note"] if r["low95"] is None else f"one-sided 95 % bound {r['low95']:+.4f}"
+    console.print(f"shifted, iclm minus {name}: {r['difference']:+.4f}; {bound} (n = {r['n']})")
+  if update["curve"]:
+    names = list(update["models"])
+    curve = rich.table.Table("examples", *names, title="Shifted, others, by number of examples")
+    for n, at in update["curve"].items():
+      curve.add_row(n, *(f"{at[name]['shifted']:.3f}, {at[name]['others']:.3f}" for name in names))
+    console.print(curve)

@@ -9,12 +9,29 @@ import pytest
 import rich.console
 from train_test import data, fit, small_config  # noqa: F401, fixtures.
 
-from experiments import baselines, study, update
+from configs import base
+from experiments import baselines, shifts, study, update
 from iclm import compose, config, sharding, train, workdir
 from iclm.config import InputError
-from iclm.data import mechanisms
+from iclm.data import acre, acre_shift, mechanisms
 from iclm.evals.subject import Subject
 
+FORMS = ("symbolic", "text")
+ACRE = {
+  "data.domains": ("acre_symbolic", "acre_text"),
+  "data.question": "last_line",
+  "data.questions_per_row": 4,
+  "data.seq_len": 160,
+  "data.tokenizer.split": "sentences",
+  "data.tokenizer.vocab_size": 600,
+  "experts.count": 2,
+  "evaluation.best": "",
+  "study.plain_base": False,
+  "study.shift.surface": "acre_text",
+  "study.shift.operation": "light",
+  "study.shift.becomes": "inverted",
+  "study.shift.curve": (),
+}
 CHANGES = {
   "study.plain_base": True,
   "study.shift.surface": "digits",
@@ -22,12 +39,20 @@ CHANGES = {
   "study.shift.becomes": "rotate",
   "study.shift.steps": 4,
   "study.shift.examples": 8,
+  "study.shift.curve": (4,),
   "router.kind": "oracle",
   "experts.count": 5,
   "router.fit": False,
   "loss.balance": 0.0,
   "loss.zloss": 0.0,
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_tests():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(update, "N_TEST", 40)
+    yield
 
 
 @pytest.fixture(scope="module")
@@ -81,21 +106,39 @@ def test_a_fresh_dense_lora_is_its_plain_base(studied):
     np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"perturb.drop": 0.5, "perturb.swap": 0.5, "router.kind": "gumbel"},
+    {"topology.kind": "around", "combine": "none", "model.layers": 4, "topology.lower": 1},
+  ],
+)
+def test_the_baselines_of_any_config_read_back(data, changes):  # noqa: F811
+  c = config.from_config_dict(small_config(data, **CHANGES | changes))
+  for made in (baselines.plain(c), baselines.dense_lora(c)):
+    assert config.from_config_dict(config.to_dict(made)) == made
+
+
 def test_costs_and_recovery_are_told(studied):
-  folder, _ = studied
+  folder, result = studied
   found = json.loads((folder / "results.json").read_text())["update"]
-  ours, lora = found["models"]["iclm"], found["models"]["dense LoRA"]
-  # Two moments in float32; the other four experts' are held beside.
-  assert ours["optimizer_bytes"] == 8 * ours["parameters_moved"]
-  assert ours["optimizer_bytes_held"] == 5 * ours["optimizer_bytes"]
-  assert lora["optimizer_bytes"] == lora["optimizer_bytes_held"] == 8 * lora["parameters_moved"]
-  assert all(m["step_s"] > 0 and m["n"] == 8 for m in found["models"].values())
-  share = ours["parameters_moved"] / lora["parameters_moved"]
-  assert found["ratios"] == {
-    "parameters_moved": share, "optimizer_bytes": share, "goal": pytest.approx(1.1 / 6)
-  }  # fmt: skip
+  models, budget = found["models"], found["budget"]
+  # Two moments in float32 of what moves, and of nothing else.
+  assert all(m["optimizer_bytes"] == 8 * m["parameters_moved"] for m in models.values())
+  assert all(m["step_s"] > 0 and m["n"] == 8 for m in models.values())
+  head = sum(x[0].size for x in jax.tree.leaves(result.run.params["domain"]["message"]))
+  # d_model 16, messages 4: mu, log_sigma and out, and a bias.
+  assert budget["parameters_moved"]["message_head"] == head == 3 * 16 * 4 + 4
+  lora = 12 * (32 + 24 + 24 + 32)
+  ours, limit = lora / 6 + head, 1.1 / 6 * lora + head
+  for key, size in (("parameters_moved", 1), ("optimizer_bytes", 8)):
+    assert budget[key] == pytest.approx(
+      {"ours": ours * size, "lora": lora * size, "message_head": head * size, "limit": limit * size}
+    )
   assert set(found["recovery"]) == {"plain base", "dense LoRA"}
   assert all(r["n"] == update.N_TEST for r in found["recovery"].values())
+  assert set(found["curve"]["4"]) == set(models)
+  assert workdir.load_run(folder / "update" / "curve" / "4" / "dense_lora").step == 4
 
 
 def test_the_tables_hold_all_of_it(studied, capsys):
@@ -103,7 +146,7 @@ def test_the_tables_hold_all_of_it(studied, capsys):
   found = json.loads((folder / "results.json").read_text())["update"]
   update.show(rich.console.Console(width=200), result.run.config, found)
   shown = capsys.readouterr().out
-  for word in ("largest change", "optimizer bytes", "dense LoRA", "1.1/(E+1)", "n = 500"):
+  for word in ("largest change", "optimizer bytes", "dense LoRA", "1.1/(E+1)", "by number"):
     assert word in shown
 
 
@@ -123,7 +166,10 @@ def test_a_bound_on_what_is_recovered():
     ("study.shift.lora_lr", -1.0, "lora_lr = -1.0"),
     ("study.shift.lr", 0.0, r"shift\.lr = 0.0"),
     ("study.shift.becomes", "reverse", "shifts nothing"),
+    ("study.shift.curve", (0,), r"curve = \(0,\)"),
     ("experts.rank", 4, "rank 6 .* = 24 is wider"),
+    ("study.shift.surface", "acre_txt", "acre_text"),
+    ("study.shift.surface", "acre_text", "'light' becomes 'inverted'"),
   ],
 )
 def test_a_shift_that_cannot_be_is_told_before_training(data, key, value, told):  # noqa: F811
@@ -132,3 +178,42 @@ def test_a_shift_that_cannot_be_is_told_before_training(data, key, value, told):
     update.check(c)
   shift = dataclasses.replace(c.study.shift, surface="")
   update.check(dataclasses.replace(c, study=dataclasses.replace(c.study, shift=shift)))
+
+
+def test_acres_light_is_inverted_in_one_form():
+  plain = [e for i in range(3) for e in acre.examples("text", "iid_train", 0, i, 4)]
+  shifted = acre_shift.inverted("text", "train", 0, 12)
+  other = {"on": "off", "off": "on", "undetermined": "undetermined"}
+  assert [e.answer for e in shifted] == [other[e.answer] for e in plain]
+  assert [(e.prompt, e.group, e.domain) for e in shifted] == [
+    (e.prompt, e.group, e.domain) for e in plain
+  ]
+  tests = acre_shift.inverted("symbolic", "test", 0, 8)
+  assert len({e.prompt.rpartition("\n")[0] for e in tests}) == 8  # One of each problem.
+  assert {e.domain for e in tests} == {"acre_symbolic"} and {e.answer for e in tests} <= {*"012"}
+
+
+def test_an_update_of_acre_leaves_the_other_form_bitwise(tmp_path):
+  c = small_config(tmp_path / "none.jsonl", **CHANGES | ACRE)
+  c.data.train = {form: base.source(acre=form, split="iid", ramp=4) for form in FORMS}
+  for form in FORMS:
+    lines = (
+      json.dumps(dataclasses.asdict(e)) + "\n" for e in acre.examples(form, "iid_val", 0, 0, 4)
+    )
+    (tmp_path / f"{form}.jsonl").write_text("".join(lines))
+  c.evaluation.sets = {f: base.source(jsonl=str(tmp_path / f"{f}.jsonl")) for f in FORMS}
+  c, folder = config.from_config_dict(c), tmp_path / "run"
+  update.check(c)
+  study.report(c, folder, train.fit(c, folder, "test"))
+  found = json.loads((folder / "results.json").read_text())["update"]
+  ours = found["models"]["iclm"]
+  assert ours["moved"] == ["domain/1"] and ours["others"]["n"] == 4
+  assert ours["others"]["logits_changed"] == 0 and ours["shifted"]["logits_changed"] > 0
+
+
+def test_a_shift_is_of_the_task_that_was_trained(data):  # noqa: F811
+  c = small_config(data, **CHANGES)
+  c.data.train = {"mechanisms": base.source(tfds="mechanisms/hard", split="iid_train")}
+  found = shifts.examples(config.from_config_dict(c), "test", 20)
+  lengths = {len(e.answer.split(",")) for e in found}
+  assert lengths <= set(mechanisms.TASKS["hard"].lengths) and len(lengths) > 1

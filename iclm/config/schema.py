@@ -209,10 +209,11 @@ class Checkpoint:
 class Shift:
   """The partial update at the end: a surface's operation comes to mean another one."""
 
-  surface: str  # Empty: no update.
-  operation: str
-  becomes: str
+  surface: str  # Of mechanisms, or acre_symbolic or acre_text; empty: no update.
+  operation: str  # Of ACRE: light.
+  becomes: str  # Of ACRE: inverted, the light asked for is on where it would be off.
   examples: int
+  curve: tuple[int, ...]  # Other numbers of examples that each model is also retrained with.
   steps: int
   lr: float  # Of the expert's retraining,
   base_lr: float  # of the plain base's fine-tuning,

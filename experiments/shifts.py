@@ -1,0 +1,39 @@
+"""The sparse shift of a mechanism that an update is about: one operation, on one surface alone."""
+
+from iclm.config import Config, InputError, nearest
+from iclm.data import acre_shift, acre_world, mechanisms
+from iclm.data.records import Example
+
+FORMS: dict[str, acre_world.Form] = {f"acre_{form}": form for form in acre_world.WORDINGS}
+LIGHT, INVERTED = "light", "inverted"  # The operation of ACRE, and what it may become.
+
+
+def check(c: Config) -> None:
+  """Raises InputError where the shift that a config asks for is none."""
+  s = c.study.shift
+  if s.surface not in FORMS:
+    if s.surface.startswith("acre"):
+      raise InputError(f"config.study.shift.surface = {s.surface!r}: {nearest(s.surface, FORMS)}")
+    examples(c, "test", 0)
+    return
+  for key, value in (("operation", LIGHT), ("becomes", INVERTED)):
+    if getattr(s, key) != value:
+      raise InputError(
+        f"config.study.shift.{key} = {getattr(s, key)!r}: the only shift of ACRE is that the "
+        f"{LIGHT!r} becomes {INVERTED!r}"
+      )
+
+
+def examples(c: Config, part: mechanisms.Part, n: int) -> list[Example]:
+  """The first n examples under the shift, of sequences or problems of one part of all there are."""
+  s = c.study.shift
+  if s.surface in FORMS:
+    return acre_shift.inverted(FORMS[s.surface], part, c.seed, n)
+  task = mechanisms.TASKS[_task(c)]
+  return mechanisms.shift(task, s.surface, s.operation, s.becomes, part=part, seed=c.seed, n=n)
+
+
+def _task(c: Config) -> str:
+  """The mechanisms task that a run is trained on; "default" where it is another's sequences."""
+  names = (source.tfds.partition("/") for source in c.data.train.values())
+  return next((task for builder, _, task in names if builder == "mechanisms"), "default")
