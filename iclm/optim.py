@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 from optax import contrib
@@ -257,7 +258,7 @@ def only(
   Raises:
     InputError: at init: an index is out of range.
   """
-  index_S = jnp.array(experts)
+  index_S = np.array(experts)  # Not of jax: the first call may be traced, and this is kept.
   some = lambda stacked: jax.tree.map(lambda x: x[index_S], stacked)
 
   def bare(part):

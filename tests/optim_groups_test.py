@@ -41,6 +41,13 @@ def test_partial_update_moves_the_named_expert_alone():
     same_bits(params[group], after[group])
 
 
+def test_an_optimizer_that_was_first_called_in_a_trace_serves_outside_of_it():
+  tx, params = build(trainable=ALL | {"domain": (2,)}), tree(0)
+  assert jax.eval_shape(tx.init, params)["domain"].count_E.shape == (1,)
+  after, _ = step(tx)(params, tx.init(params), tree(1))
+  assert moved(take(params["domain"], 2), take(after["domain"], 2))
+
+
 def test_the_named_expert_learns_as_if_all_did():
   full, partial = build(), build(trainable=ALL | {"domain": (2,)})
   a, b = tree(0), tree(0)

@@ -89,8 +89,8 @@ def _paraphrased(
 ) -> tuple[np.ndarray | None, dict[str, Any]]:
   """Routes under other words, -1 where there are none, and the accuracy of both on the others."""
   other = [mechanisms.paraphrase(e.prompt) for e in examples]
-  (known,) = np.nonzero([prompt is not None for prompt in other])
-  if not len(known):
+  known = [i for i, prompt in enumerate(other) if prompt is not None]
+  if not known:
     return None, {"accuracy": None, "note": "no prompt has a paraphrase: only mechanisms has them"}
   said = [dataclasses.replace(examples[i], prompt=other[i] or "") for i in known]
   try:

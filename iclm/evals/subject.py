@@ -86,7 +86,7 @@ class Subject:
       raise InputError("a model without experts, or routed by token, embeds no prompt as a whole")
     alone = [dataclasses.replace(example, choices=()) for example in examples]
     found_NP = np.zeros((len(alone), self.config.router.width), np.float32)
-    for batch, owner_BT, _ in accuracy.batches_of(alone, self._tokenizer, self.config):
+    for batch, owner_BT, _ in accuracy.batches_of(alone, self.tokenizer, self.config):
       prompt_BP = np.asarray(self._reader(self._params, sharding.put_batch(batch, self._mesh)))
       row_M, column_M = np.nonzero(owner_BT >= 0)
       found_NP[owner_BT[row_M, column_M]] = prompt_BP[row_M]
