@@ -62,7 +62,7 @@ def test_evaluate_examines_what_it_is_asked_to(whole, data, tmp_path):  # noqa: 
     matrix, ci95 = (f[name] for f in (found["interventions"], found["interventions"]["ci95"]))
     assert len(matrix) == len(ci95) == 2 and {len(row) for row in matrix} == {5}
   assert found["interventions"]["regret_nats"] == found["routing"]["regret_nats"] >= 0
-  assert set(found["routing"]) >= {"nmi", "purity", "ece"}
+  assert set(found["routing"]) >= {"nmi", "nmi_group", "purity", "ece"}
   drawn = found["routing"]["map"]
   assert len(drawn["xy"]) == len(drawn["domain"]) == len(drawn["expert"]) == 50
   assert set(drawn["domain"]) == set(domains) and set(drawn["expert"]) <= {0, 1}

@@ -41,7 +41,7 @@ EXAMINED = {
      "note": "too few"}
   ],
   "probes": {"domain": {"group": {"accuracy": None, "majority": 0.5, "note": "constant"}}},
-  "routing": {"nmi": None, "purity": 1.0, "purity_of_one_expert": 0.5, "ece": 0.1,
+  "routing": {"nmi": None, "nmi_group": 0.5, "purity": 1.0, "purity_of_one_expert": 0.5, "ece": 0.1,
               "regret_nats": 0.2, "notes": ["one domain"],
               "map": {"xy": [[0.0, 1.0], [2.0, 0.0]], "share": [0.75, 0.25],
                       "domain": [EVIL, "b"], "expert": [1, 0]}},

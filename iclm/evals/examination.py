@@ -67,7 +67,8 @@ def _map(
 def _routes(
   subject: Subject, examples: Sequence[Example], scores: Scores, other_seeds: Sequence[Subject]
 ) -> dict[str, Any]:
-  """See `routing.report`; "seeds" numbers the runs of its pairs, "paraphrase" has the accuracy."""
+  """See `routing.report`; "nmi_group" is with what is asked instead of the domain, "seeds" numbers
+  the runs of its pairs, "paraphrase" has the accuracy."""
   domains, domain_N = np.unique([e.domain for e in examples], return_inverse=True)
   paraphrase_N, paraphrased = _paraphrased(subject, examples, scores)
   found = routing.report(
@@ -81,7 +82,9 @@ def _routes(
     seeds_SN=np.array([s.score(examples).index_N for s in other_seeds]) if other_seeds else None,
   )
   seeds = [s.config.seed for s in (subject, *other_seeds)]
-  return found | {"seeds": seeds, "paraphrase": paraphrased}
+  group_N = np.unique([e.group for e in examples], return_inverse=True)[1]
+  nmi_group = routing.nmi(group_N, scores.index_N)
+  return found | {"nmi_group": nmi_group, "seeds": seeds, "paraphrase": paraphrased}
 
 
 def _paraphrased(
