@@ -96,7 +96,7 @@ def test_a_page_is_whole_and_text_from_data_is_text(tmp_path):
   # of the forced routes' 10: 0.142 to 0.402.
   for interval in ("0.598 – 0.858", "0.352 – 0.648", "0.142 – 0.402"):
     assert interval in page
-  assert "1,234" in page  # All parameters.
+  assert "1,234" in page and "domain 234." in page  # All parameters, and those of a group.
   for text in ("no input reaches expert 0", "too few", "with uncommitted changes", "seed 3", "–"):
     assert text in page
 
@@ -106,7 +106,7 @@ def test_what_a_run_lacks_the_page_lacks(tmp_path):
   results = {key: RESULTS[key] for key in ("train_s", "provenance")} | {"sets": {"test": plain}}
   page = report.render(write(tmp_path, results), None)
   parsed(page)
-  assert "plain base" not in page and "next expert" not in page.partition("<p")[0]
+  assert "plain base" not in page and "Next expert" not in page and "Parameters of" not in page
   for title in ("Routes", "Interventions", "Independence", "Partial update"):
     assert f"<h2>{title}" not in page
   assert "<h2>Training" in page
