@@ -21,7 +21,7 @@ import rich.table
 from absl import flags
 
 from configs import base, presets
-from experiments import cli, study
+from experiments import baselines, cli
 from iclm import config, workdir
 from iclm.data import raven
 from iclm.data.raven import world
@@ -67,7 +67,7 @@ def _measure(
     paths.append(folder / f"{split}_{flag.seed}_{n}.jsonl")
     _write(paths[-1], records(configuration, task, split, flag.seed, n))
   c = _config(flag.steps, flag.seed, *paths, SEQ_LEN[configuration])
-  result = study.fit(c, folder, f"{configuration} {task}")
+  result = baselines.fit(c, folder, f"{configuration} {task}")
   (found,) = result.sets.values()
   n_right = round(found["accuracy"] * found["n"])
   estimate = statistics.wilson_interval(n_right, found["n"], level=LEVEL)
@@ -114,7 +114,7 @@ def _config(
   c.model = presets.tiny()
   c.model.update(layers=2, trunk_layers=1, attention="prefix", rope_theta=1e6, qk_init="equal")
   c.experts.kind = "none"
-  c.loss.update(study.NO_TERMS)
+  c.loss.update(baselines.NO_TERMS)
   warmup = min(100, steps // 10)
   c.optimizer.update(kind="muon", lr=3e-3, b1=0.95, schedule="wsd", warmup=warmup, decay=0.3)
   c.data.train = {"sheets": base.source(jsonl=str(train))}

@@ -123,8 +123,10 @@ def test_costs_and_recovery_are_told(studied):
   folder, result = studied
   found = json.loads((folder / "results.json").read_text())["update"]
   models, budget = found["models"], found["budget"]
-  # Two moments in float32 of what moves, and of nothing else.
-  assert all(m["optimizer_bytes"] == 8 * m["parameters_moved"] for m in models.values())
+  # Two moments in float32 of what moves, and of nothing else; of the base's matrices Muon has one.
+  for name, m in models.items():
+    least = 4 if name == update.FULL else 8
+    assert least * m["parameters_moved"] <= m["optimizer_bytes"] <= 8 * m["parameters_moved"]
   assert all(m["step_s"] > 0 and m["n"] == 8 for m in models.values())
   head = sum(x[0].size for x in jax.tree.leaves(result.run.params["domain"]["message"]))
   # d_model 16, messages 4: mu, log_sigma and out, and a bias.
