@@ -131,7 +131,7 @@ def get_config() -> config_dict.ConfigDict:
         "steps": 200,
         "lr": 2e-2,
         "base_lr": 3e-3,
-        "lora_lr": 3e-3,
+        "lora_lr": 1e-3,
       },
     },
   )
