@@ -1,7 +1,7 @@
 """Does RAVEN give its answers away? A small model that reads the eight answers alone.
 
 python -m experiments.leaks --workdir=runs/leaks --out=OUT.json
-  [--configuration=center_single] [--task=balanced] [--steps=250] [--examples=10000] [--seed=0]
+  [--configuration=center_single] [--task=balanced] [--steps=600] [--examples=10000] [--seed=0]
 
 The model names the right answer, and its likeliest one of the eight counts as its choice: a letter
 would be harder to learn from the same examples, so that less would be found.
@@ -143,7 +143,7 @@ if __name__ == "__main__":
   known = list(raven.CONFIGURATIONS)
   flags.DEFINE_multi_enum("configuration", known, known, "Whose answers; all if none is named.")
   flags.DEFINE_multi_enum("task", list(TASKS), TASKS, "Which answers; both if none is named.")
-  flags.DEFINE_integer("steps", 250, "Of each training.", lower_bound=10)
+  flags.DEFINE_integer("steps", 600, "Of each training.", lower_bound=10)
   flags.DEFINE_integer("examples", 10_000, "Problems to train on, of each set.", lower_bound=100)
   flags.DEFINE_integer("tests", 4_000, "Problems to be tested on, of each set.", lower_bound=2)
   flags.DEFINE_integer("seed", 0, "Of problems and training.", lower_bound=0)
