@@ -16,7 +16,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import rich.console
 import rich.table
 from absl import flags
 
@@ -134,7 +133,7 @@ def _show(sets: list[dict[str, Any]]) -> None:
     interval = f"{s['low']:.3f} to {s['high']:.3f}"
     name = f"{s['configuration']} {s['task']}"
     table.add_row(name, str(s["n"]), f"{s['accuracy']:.3f}", interval, str(s["tight"]))
-  rich.console.Console().print(table)
+  cli.console().print(table)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import rich.table
 
 from experiments import baselines, shifts
 from iclm import axes, config, optim, workdir
+from iclm.audit import cost, files
 from iclm.config import Config, Trains
 from iclm.data import assemble
 from iclm.data.records import Example
@@ -82,9 +83,11 @@ def run(
   for name, m in models.items():
     where = data.parent / m.title
     after = retrain(m, data, s.examples, where)
-    right[name] = Subject(*after[:-1]).score(tests).correct_N
-    compared[name] = _compare(m.before, after, tests, others)
-    compared[name] |= {"step_s": _step_s(where), "n": s.examples}
+    subject = Subject(*after[:-1])
+    right[name] = subject.score(tests).correct_N
+    compared[name] = _compare(m.before, after, subject, tests, others)
+    spent = cost.of_metrics(files.read_metrics(where))
+    compared[name] |= {"step_s": spent.step_s if spent else None, "n": s.examples}
   found = {"expert": expert, "n_train": s.examples, "models": compared}
   if LORA in compared:
     found["budget"] = _budget(c, compared, trained.params["domain"])
@@ -138,9 +141,15 @@ def _at(models: dict[str, _Model], data, n: int, shifted, others) -> dict[str, A
   return found
 
 
-def _compare(before: workdir.Run, after: workdir.Run, shifted, others) -> dict[str, Any]:
-  """What an update moved, and what it did to the shifted operation and to all else."""
-  first, second = Subject(*before[:-1]), Subject(*after[:-1])
+def _compare(
+  before: workdir.Run, after: workdir.Run, second: Subject, shifted, others
+) -> dict[str, Any]:
+  """What an update moved, and what it did to the shifted operation and to all else.
+
+  Args:
+    second: the model of `after`.
+  """
+  first = Subject(*before[:-1])
   prints = [locality.fingerprints(run.params) for run in (before, after)]
   # What only the run after has is new: it moved if the optimizer was told to move it.
   held = {g for g in after.params if g in prints[1].keys() - prints[0].keys() and g != axes.DOMAIN}
@@ -160,14 +169,6 @@ def _optimizer_bytes(run: workdir.Run) -> int:
   state = jax.eval_shape(optim.from_config(run.config).init, run.params)
   moments = (x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating))
   return sum(x.size * x.dtype.itemsize for x in moments)
-
-
-def _step_s(folder: pathlib.Path) -> float | None:
-  """Median seconds of a step over the logged stretches: the first one, which compiles, is one of
-  many. None where nothing was logged."""
-  lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-  found = [line["wall/step_s"] for line in lines if "wall/step_s" in line]
-  return float(np.median(found)) if found else None
 
 
 def _budget(c: Config, models: dict[str, Any], experts: Any) -> dict[str, dict[str, float]]:

@@ -28,6 +28,7 @@ RUNS = {
   "plain base": "plain_base",
   "update of this model": "update/iclm",
   "update of the plain base": "update/plain_base",
+  "dense LoRA on the plain base": "update/dense_lora",
 }
 
 

@@ -175,10 +175,12 @@ def _average(values: Sequence[float]) -> float | None:
   return float(np.mean(values)) if values else None
 
 
-def _differing(configs: Sequence[Mapping[str, str]]) -> list[str]:
-  """The keys whose values are not the same in all."""
-  keys = dict.fromkeys(key for config in configs for key in config)
-  return [key for key in keys if len({config.get(key, ABSENT) for config in configs}) > 1]
+def _differing(configs: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+  """The keys whose values are not the same in all, with the value of each config."""
+  absent = dict.fromkeys((key for config in configs for key in config), ABSENT)
+  whole = [absent | dict(config) for config in configs]
+  values = {key: [config[key] for config in whole] for key in absent}
+  return {key: found for key, found in values.items() if len(set(found)) > 1}
 
 
 def _changes(runs: Sequence[Run]) -> dict[str, list[tuple[str, str, str]]]:
@@ -188,11 +190,11 @@ def _changes(runs: Sequence[Run]) -> dict[str, list[tuple[str, str, str]]]:
     if run.begun:
       configs.setdefault(run.system, run.config)
   found: dict[str, list[tuple[str, str, str]]] = {system: [] for system in configs}
-  for key in _differing(list(configs.values())):
-    usual = collections.Counter(c.get(key, ABSENT) for c in configs.values()).most_common(1)[0][0]
-    for system, config in configs.items():
-      if config.get(key, ABSENT) != usual:
-        found[system].append((key, config.get(key, ABSENT), usual))
+  for key, values in _differing(list(configs.values())).items():
+    usual = collections.Counter(values).most_common(1)[0][0]
+    for system, value in zip(configs, values, strict=True):
+      if value != usual:
+        found[system].append((key, value, usual))
   return found
 
 

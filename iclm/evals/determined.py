@@ -29,16 +29,18 @@ def report(subject: Subject, examples: Sequence[Example]) -> dict[str, Any]:
   Raises:
     InputError: see `answering.answer` and `raven.score`.
   """
-  asked = [e for e in examples if _configuration(e)]
-  if not asked:
+  solved = {i: found for i, e in enumerate(examples) if (found := _solved(e))}
+  if not solved:
     return {}
+  asked = [examples[i] for i in solved]
   most = 1 + max(len(subject.tokenizer.encode(e.answer)) for e in asked)
   rights, by_attribute = [], collections.defaultdict(list)
   by_configuration = collections.defaultdict(list)
-  for e, tokens in zip(asked, subject.answer(asked, most), strict=True):
-    mine, solvers = _score(e, _text(subject, tokens)), _score(e, raven.predict(e.prompt) or "")
+  said = subject.answer(asked, most)
+  for e, tokens, (configuration, answer) in zip(asked, said, solved.values(), strict=True):
+    mine, solvers = _score(e, _text(subject, tokens)), _score(e, answer)
     rights.append((mine.right, solvers.right))
-    by_configuration[_configuration(e)].append(rights[-1])
+    by_configuration[configuration].append(rights[-1])
     for name, right in mine.parts.items():
       by_attribute[name].append((right, solvers.parts[name]))
   found = _shares(rights)
@@ -47,12 +49,11 @@ def report(subject: Subject, examples: Sequence[Example]) -> dict[str, Any]:
   return {"determined": found}
 
 
-def _configuration(example: Example) -> str | None:
-  """That of an open prompt with a solution; None for every other prompt."""
+def _solved(example: Example) -> tuple[str, str] | None:
+  """Configuration and the solver's answer of an open prompt; None for every other prompt."""
   read = raven.parse(example.prompt)
-  if read is None or read.answers or raven.predict(example.prompt) is None:
-    return None
-  return read.configuration
+  answer = None if read is None or read.answers else raven.predict(example.prompt)
+  return None if read is None or answer is None else (read.configuration, answer)
 
 
 def _text(subject: Subject, tokens: Sequence[int]) -> str:
