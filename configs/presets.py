@@ -13,6 +13,7 @@ def _shape(layers, d_model, heads, kv_heads, d_ff, **changes) -> config_dict.Con
     head_size=d_model // heads,
     d_ff=d_ff,
     rope_theta=10_000.0,
+    position_gap=1,
     norm_eps=1e-5,
     tied=False,
     qk_init="independent",

@@ -23,8 +23,6 @@ from iclm.nn import lora, transformer
 
 # Noise of a fresh message: sigma = exp(-2), well below the unit scale of its mean.
 LOG_SIGMA_INIT = -2.0
-# Scale of a fresh codebook's logits, well above that of the noise they are drawn with.
-LOGITS_INIT = 5.0
 
 
 class Expert(NamedTuple):
@@ -33,8 +31,7 @@ class Expert(NamedTuple):
   init(key) -> params of one expert, boxed with logical axis names.
   apply(params, run, key) -> state_BTD: layers of the base, adapted. `run` takes the adapters of the
     layers and returns the final states.
-  encode(params, state_BTD, weights_BTE) -> the parameters of a message per position, as the
-    channel of the bottleneck's kind takes them; see `information.CHANNELS`.
+  encode(params, state_BTD, weights_BTE) -> mu_BTZ, log_sigma_BTZ of a message per position.
   decode(params, z_BTZ, weights_BTE) -> contribution_BTD.
 
   `params` are gathered (leading axis: rows) where `weights_BTE` is None, else block (leading
@@ -71,9 +68,6 @@ def make(config: Config, n_layers: int) -> Expert:
     k_mu, k_sigma, k_out = jax.random.split(jax.random.fold_in(key, 1), 3)
     normal = lambda k, i, o, scale=1.0: _box(jax.random.normal(k, (i, o)) * scale * i**-0.5)
     loud = 0.0 if config.combine == "residual" else 1.0
-    if kind == "code":  # A message is one row of `out`, which speaks by itself.
-      out = normal(k_out, width, m.d_model, loud * width**0.5)
-      return {"logits": normal(k_mu, m.d_model, width, LOGITS_INIT), "out": out}
     return {
       "mu": normal(k_mu, m.d_model, width),
       "log_sigma": normal(k_sigma, m.d_model, width, 0.1),
@@ -94,8 +88,6 @@ def make(config: Config, n_layers: int) -> Expert:
   def encode(params, state_BTD, weights_BTE):
     p = params["message"]
     x_BTD = transformer.rms_normalise(state_BTD, m.norm_eps)
-    if kind == "code":
-      return (_mixed(x_BTD, p["logits"], weights_BTE),)
     mu_BTZ = _mixed(x_BTD, p["mu"], weights_BTE)
     ones = jnp.ones((*x_BTD.shape[:2], 1))
     log_sigma_BTZ = _mixed(x_BTD, p["log_sigma"], weights_BTE)
@@ -108,9 +100,10 @@ def make(config: Config, n_layers: int) -> Expert:
   return Expert(init, apply, encode, decode)
 
 
-def stack(init: Callable[[Array], Any], key: Array, count: int) -> Any:
-  """`count` experts with independent keys, stacked on a leading axis named `expert`."""
-  boxed = jax.vmap(init)(jax.random.split(key, count))
+def stack(init: Callable[[Array], Any], key: Array, count: int, alike: bool) -> Any:
+  """`count` experts with independent keys, or `alike`, stacked on a leading axis named `expert`."""
+  keys = jax.random.split(key, count)
+  boxed = jax.vmap(init)(jnp.broadcast_to(keys[:1], keys.shape) if alike else keys)
   is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)
   name = {nn.PARTITION_NAME: axes.EXPERT}
   return jax.tree.map(lambda box: box.add_axis(0, name), boxed, is_leaf=is_box)

@@ -1,6 +1,5 @@
 """How much a message carries, and how much two messages share: arrays in, nats or a ratio out."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -49,46 +48,6 @@ def sample_message(
   if key is None:
     return mu_Z
   return mu_Z + jnp.exp(log_sigma_Z) * jax.random.normal(key, mu_Z.shape, mu_Z.dtype)
-
-
-def code_rate(logits_Z: Float[Array, "*N Z"]) -> Float[Array, "*N"]:
-  """KL(softmax(logits) || uniform): an upper bound on the nats that a code word carries, <= log Z.
-
-  Args:
-    logits_Z: of the Z entries of a codebook.
-
-  Returns:
-    Nats per position; 0 where every entry is as likely.
-  """
-  log_p_Z = jax.nn.log_softmax(logits_Z.astype(jnp.float32))
-  return jnp.log(log_p_Z.shape[-1]) + (jnp.exp(log_p_Z) * log_p_Z).sum(-1)
-
-
-def sample_code(key: PRNGKeyArray | None, logits_Z: Float[Array, "*N Z"]) -> Float[Array, "*N Z"]:
-  """A draw of one entry, one-hot; the likeliest one when there is no key.
-
-  Its gradient is that of the probabilities (straight-through).
-  Source: Jang et al., "Categorical reparameterization with Gumbel-softmax", arXiv 1611.01144.
-  """
-  logits_Z = logits_Z.astype(jnp.float32)
-  if key is not None:
-    logits_Z = logits_Z + jax.random.gumbel(key, logits_Z.shape)
-  soft_Z = jax.nn.softmax(logits_Z)
-  hard_Z = jax.nn.one_hot(logits_Z.argmax(-1), logits_Z.shape[-1])
-  return hard_Z + (soft_Z - jax.lax.stop_gradient(soft_Z))
-
-
-class Channel(NamedTuple):
-  """What carries a message: sample(key, *parameters) -> z, rate(*parameters) -> nats."""
-
-  sample: Callable[..., Array]
-  rate: Callable[..., Array]
-
-
-CHANNELS = {
-  "gaussian": Channel(sample_message, gaussian_rate),
-  "code": Channel(sample_code, code_rate),
-}
 
 
 def nhsic(

@@ -10,7 +10,9 @@ from iclm import experts, sharding
 
 def stacked(count=3):
   expert = experts.make(tiny(), n_layers=2)
-  return jax.jit(lambda k: sharding.unbox(experts.stack(expert.init, k, count)))(jax.random.key(0))
+  return jax.jit(lambda k: sharding.unbox(experts.stack(expert.init, k, count, False)))(
+    jax.random.key(0)
+  )
 
 
 def test_stacked_experts_differ_and_start_silent():

@@ -12,7 +12,7 @@ from scipy import stats
 from iclm.data import mechanisms
 
 TASKS = mechanisms.TASKS
-COMPOSED = ("easy", "full", "hard")
+COMPOSED = ("plain", "easy", "full", "hard")
 SPLITS = [(name, split) for name, task in TASKS.items() for split in mechanisms.splits(task)]
 
 
@@ -25,9 +25,9 @@ def words_of(example) -> tuple[str, ...]:
   return tuple(example.group.split("/")[1].split("+"))
 
 
-def sequence_of(example) -> tuple[int, ...]:
+def sequence_of(task, example) -> tuple[int, ...]:
   """The ranks of the prompt's sequence."""
-  alphabet, separator, phrasing, _ = mechanisms.SURFACES[example.domain]
+  alphabet, separator, phrasing, _ = mechanisms.surface_of(task, example.domain)
   gap = phrasing.format(operation=" then ".join(words_of(example)), sequence="\0")
   before, after = gap.split("\0")
   shown = example.prompt.removeprefix(before).removesuffix(after)
@@ -120,14 +120,14 @@ def test_examples_are_what_their_split_says(name, split):
   part = split.removeprefix("iid_") if split.startswith("iid_") else "test"
   lengths = task.longer if split == "longer" else task.lengths
   for e in found:
-    words, sequence = words_of(e), sequence_of(e)
+    words, sequence = words_of(e), sequence_of(task, e)
     kind = mechanisms.kind_of(words[0]) if len(words) == 1 else "compose"
     assert e.group == f"{kind}/{'+'.join(words)}"
     assert " then ".join(words) in e.prompt
     assert e.choices == ()
     assert mechanisms.part_of(sequence) == part
     assert len(set(sequence)) == len(sequence)
-  assert {len(sequence_of(e)) for e in found} == set(lengths)
+  assert {len(sequence_of(task, e)) for e in found} == set(lengths)
 
 
 @pytest.mark.parametrize("name", COMPOSED)
@@ -137,8 +137,9 @@ def test_each_split_differs_in_one_thing(name):
   assert asked(name, "iid_val") == asked(name, "iid_test") == asked(name, "longer") == iid
   assert min(task.longer) > max(task.lengths)
   assert {surface for surface, _ in iid} == set(task.surfaces)
-  expected = {(task.new_surface, words) for _, words in iid}
-  assert asked(name, "new_surface") == expected
+  if task.new_surface:
+    expected = {(task.new_surface, words) for _, words in iid}
+    assert asked(name, "new_surface") == expected
   ((surface, words),) = asked(name, "shifted")
   assert (surface, words) in iid
   for e in examples(name, "shifted"):
@@ -174,7 +175,7 @@ def test_what_is_drawn_is_even_and_independent_of_the_case(name):
   tables = {"surface": collections.Counter(), "operation": collections.Counter()}
   places = {length: np.zeros((length, task.size)) for length in task.lengths}
   for e in found:
-    sequence = sequence_of(e)
+    sequence = sequence_of(task, e)
     tables["surface"][e.domain, len(sequence)] += 1
     tables["operation"][e.group, len(sequence)] += 1
     places[len(sequence)][range(len(sequence)), sequence] += 1
@@ -194,7 +195,8 @@ def test_every_sequence_of_a_part_is_equally_likely():
   every = (s for s in itertools.permutations(range(8), 4) if mechanisms.part_of(s) == "train")
   counts = collections.Counter(dict.fromkeys(every, 0))
   n_sequences = len(counts)
-  counts.update(map(sequence_of, examples("easy", "iid_train", 10 * n_sequences)))
+  found = examples("easy", "iid_train", 10 * n_sequences)
+  counts.update(sequence_of(TASKS["easy"], e) for e in found)
   assert len(counts) == n_sequences
   assert stats.chisquare(list(counts.values())).pvalue > 1e-3
 

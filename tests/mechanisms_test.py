@@ -73,6 +73,11 @@ WRITTEN = {
     "κ;α;θ;δ|θ;α;κ;δ|κ;θ;α;δ|δ;κ;θ;α|α;δ;θ;κ|ε;ι;β;α|η;γ;κ;α|ι;γ;ζ;ε"
     "|κ;θ;δ;α|ι;β;α;ε|α;β;ε;ι|α;γ;κ;η",
   ),
+  "cyrillic": (
+    "Make {} of {{г+з+а+к}}:",
+    "к+а+з+г|з+а+к+г|к+з+а+г|г+к+з+а|а+г+з+к|д+и+б+а|ж+в+к+а|и+в+е+д"
+    "|к+з+г+а|и+б+а+д|а+б+д+и|а+в+к+ж",
+  ),
   "blend": (
     "Given [d-h-a-j] do {}:",
     "j-a-h-d|h-a-j-d|j-h-a-d|d-j-h-a|a-d-h-j|e-i-b-a|g-c-j-a|i-c-f-e"
@@ -165,7 +170,7 @@ def test_every_symbol_is_a_token_of_its_own(name):
   tok = tokenizer.train((t for e in trained for t in (e.prompt, e.answer)), 1024, tokenizer.WORDS)
   for split in mechanisms.splits(task):
     for e in examples(task, split, 100):
-      alphabet, separator, *_ = mechanisms.SURFACES[e.domain]
+      alphabet, separator, *_ = mechanisms.surface_of(task, e.domain)
       symbols = e.answer.split(separator)
       shown = [piece for piece in pieces(e.prompt) if piece in alphabet]
       assert len(shown) == len(symbols)
@@ -182,6 +187,17 @@ def test_the_new_surface_is_made_of_known_pieces(name):
     return {piece for e in found for text in (e.prompt, e.answer) for piece in pieces(text)}
 
   assert shown("new_surface", 200) <= shown("iid_train", 1_000)
+
+
+def test_a_plain_task_differs_in_alphabets_alone():
+  found = examples(mechanisms.TASKS["plain"], "iid_train", 300)
+  assert len({e.domain for e in found}) == 6
+  for e in found:
+    alphabet = mechanisms.SURFACES[e.domain].alphabet[:8]
+    words = e.group.split("/")[1].replace("+", " then ")
+    symbols = re.fullmatch(re.escape(words) + r"\((.*)\):", e.prompt)
+    assert symbols and {*symbols[1].split(","), *e.answer.split(",")} <= {*alphabet}
+    assert mechanisms.paraphrase(e.prompt) == f"({symbols[1]}){words}:"
 
 
 def test_a_shift_changes_the_meaning_of_one_word_on_one_surface():

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from iclm import axes, experts, routing, sharding
 from iclm.compose import around, serving
@@ -15,6 +15,8 @@ from iclm.compose.interface import NOTHING, Intervention, Model, Output
 from iclm.config import Config
 from iclm.data.pipeline import Batch
 from iclm.nn import combine, transformer
+
+GAP = 3  # Folded into the key that draws positions.
 
 
 def build(config: Config, vocab_size: int, mesh: Mesh | None = None) -> Model:
@@ -49,7 +51,8 @@ def _init(config: Config, decoder, expert, invariant: experts.Expert, key: Array
   d, p, e = config.model.d_model, config.router.width, config.experts.count
   params = {
     "base": _init_base(decoder, k_base),
-    "domain": experts.stack(expert.init, k_domain, e),
+    # All that reaches the core comes through an expert: it starts on one language, not on E.
+    "domain": experts.stack(expert.init, k_domain, e, config.topology.kind == "around"),
     "router": {
       "projection_DP": _box(jax.random.normal(k_proj, (d, p)) * d**-0.5, (None, None)),
       "prototypes_EP": _box(jax.random.normal(k_prototypes, (e, p)), (None, None)),
@@ -73,11 +76,27 @@ def _mask(config: Config, batch: Batch) -> Bool[Array, "B T T"]:
   return transformer.attention_mask(batch.segment_BT, prefix_BT)
 
 
+def _positions(config: Config, batch: Batch, key: Array | None) -> Int[Array, "B T"]:
+  """Positions with steps drawn from 1..`position_gap`, or their mean when there is no key.
+
+  What is learnt then goes by the order of tokens and not by their distance, and longer inputs stay
+  within the distances that training has seen. The questions of a row see one drawn context.
+  Source: after Ruoss et al. 2023 (arXiv 2305.16843), who draw the positions from a range at once.
+  """
+  gap, position_BT = config.model.position_gap, batch.position_BT
+  if gap == 1:
+    return position_BT
+  if key is None:
+    return position_BT * (1 + gap) // 2
+  steps_BT = jax.random.randint(jax.random.fold_in(key, GAP), position_BT.shape, 1, gap + 1)
+  return jnp.take_along_axis(jnp.cumsum(steps_BT, axis=1), position_BT, axis=1)
+
+
 def _plain(config, decoder, params, batch, key=None, do=NOTHING, *, tau=None, alone=False):
   """The plain base: no router, no experts, nothing to intervene on."""
   if any(field is not None for field in do):
     raise ValueError("the plain base has no router and no experts to intervene on")
-  args = batch.tokens_BT, batch.position_BT, _mask(config, batch)
+  args = batch.tokens_BT, _positions(config, batch, key), _mask(config, batch)
   return Output(decoder.apply({"params": params["base"]}, *args))
 
 
@@ -102,7 +121,8 @@ def _apply(
     called: Any = decoder.apply({"params": params["base"]}, *args, method=method)
     return pin(called)
 
-  shared = transformer.shared(config.model, batch.position_BT, _mask(config, batch), None)
+  position_BT = _positions(config, batch, key)
+  shared = transformer.shared(config.model, position_BT, _mask(config, batch), None)
   embedded_BTD = call("embed", batch.tokens_BT)
   x_BTD = call("trunk", embedded_BTD, shared)
   base_BTD: Any = None

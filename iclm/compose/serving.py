@@ -100,8 +100,7 @@ def speak(config: Config, expert: experts.Expert, served: Served, state, key, do
       raise ValueError("bottleneck.kind = 'none' has no message to patch")
     return state, None, None
   message = expert.encode(served.params, state, served.weights)
-  channel = information.CHANNELS[config.bottleneck.kind]
-  z = channel.sample(key, *message)
+  z = information.sample_message(key, *message)
   to_rows = lambda x: jnp.moveaxis(x[jnp.array(served.slots)], 1, 0).reshape(-1, *x.shape[2:])
   if do.speaker_SB is not None:
     speaker = to_rows(do.speaker_SB)
@@ -110,7 +109,7 @@ def speak(config: Config, expert: experts.Expert, served: Served, state, key, do
   if do.message_SBTZ is not None:
     z = jnp.where(to_rows(do.patch_SB)[:, None, None], to_rows(do.message_SBTZ), z)
   said = expert.decode(served.params, z, served.weights)
-  return said, z, channel.rate(*message)
+  return said, z, information.gaussian_rate(*message)
 
 
 def per_stream(config: Config, served: Served, routed: Routing, rows: Array | None):

@@ -57,6 +57,7 @@ def _check_ranges(c: Config) -> None:
     "model.kv_heads": c.model.kv_heads,
     "model.head_size": c.model.head_size,
     "model.d_ff": c.model.d_ff,
+    "model.position_gap": c.model.position_gap,
     "optimizer.lr": c.optimizer.lr,
     "optimizer.clip": c.optimizer.clip,
     "data.seq_len": c.data.seq_len,

@@ -29,6 +29,7 @@ class Model:
   head_size: int
   d_ff: int
   rope_theta: float
+  position_gap: int  # Training draws each step between positions from 1..this; 1: consecutive.
   norm_eps: float
   tied: bool  # The head is the transposed embedding.
   qk_init: Literal["independent", "equal"]  # equal: a fresh head attends to tokens like its own.
@@ -86,7 +87,7 @@ class Topology:
 class Bottleneck:
   """What an expert passes on."""
 
-  kind: Literal["gaussian", "code", "none"]  # code: one of `width` entries of a codebook.
+  kind: Literal["gaussian", "none"]
   width: int
   ramp: int  # Steps over which the price of the rate, loss.beta, rises from 0.
 

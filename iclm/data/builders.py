@@ -86,7 +86,13 @@ class Acre(ExampleBuilder):
 
 
 # The more that is to be learnt, the more there is to learn it from.
-_MECHANISMS_TRAIN = {"default": 20_000, "easy": 40_000, "full": 60_000, "hard": 120_000}
+_MECHANISMS_TRAIN = {
+  "default": 20_000,
+  "plain": 60_000,
+  "easy": 40_000,
+  "full": 60_000,
+  "hard": 120_000,
+}
 
 
 class Mechanisms(ExampleBuilder):

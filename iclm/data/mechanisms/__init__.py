@@ -43,6 +43,7 @@ from iclm.data.mechanisms.tasks import (
   pairs,
   part_of,
   splits,
+  surface_of,
 )
 
 __all__ = [
@@ -65,4 +66,5 @@ __all__ = [
   "shift",
   "solve",
   "splits",
+  "surface_of",
 ]

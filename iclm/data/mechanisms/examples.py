@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from iclm.data.mechanisms import tasks
 from iclm.data.mechanisms.operations import OPERATIONS, apply, kind_of
-from iclm.data.mechanisms.surfaces import SURFACES
+from iclm.data.mechanisms.surfaces import SURFACES, in_one_layout
 from iclm.data.mechanisms.tasks import Case, Part, Shift, Split, Task
 from iclm.data.records import Example
 
@@ -68,7 +68,8 @@ def paraphrase(prompt: str) -> str | None:
   None where the prompt is in no surface's phrasing, and so no prompt of the task.
   """
   words = "|".join(OPERATIONS)
-  for surface in SURFACES.values():
+  surfaces = SURFACES.values()
+  for surface in (*surfaces, *map(in_one_layout, surfaces)):
     symbol = "|".join(re.escape(s) for s in sorted(surface.alphabet, key=len, reverse=True))
     holes = {
       "operation": rf"(?P<operation>(?:{words})(?: then (?:{words}))*)",
@@ -89,7 +90,7 @@ def _written(rng: random.Random, task: Task, split: Split, case: Case, name: str
     sequence = rng.sample(range(task.size), rng.choice(split.lengths))
     if tasks.part_of(sequence) == split.part:
       break
-  alphabet, separator, phrasing, _ = SURFACES[case.surface]
+  alphabet, separator, phrasing, _ = tasks.surface_of(task, case.surface)
   shown, answer = (
     separator.join(alphabet[i] for i in ranks)
     for ranks in (sequence, apply(case.meaning, sequence, task.size))

@@ -62,6 +62,12 @@ SURFACES = {
     'Let {operation} act on "{sequence}":',
     'act on "{sequence}" Let {operation}:',
   ),
+  "cyrillic": Surface(
+    tuple("абвгдежзиклмнопр"),
+    "+",
+    "Make {operation} of {{{sequence}}}:",
+    "of {{{sequence}}} Make {operation}:",
+  ),
   # Made of what others show: letters of `lower`, dashes and brackets of `upper`, words of `words`
   # and `digits`. Nothing in it is new but that these come together.
   "blend": Surface(
@@ -71,3 +77,8 @@ SURFACES = {
     "do {operation} Given [{sequence}]:",
   ),
 }
+
+
+def in_one_layout(surface: Surface) -> Surface:
+  """Returns the alphabet in the layout that all surfaces of a plain task share."""
+  return Surface(surface.alphabet, ",", "{operation}({sequence}):", "({sequence}){operation}:")

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from iclm.config import InputError, nearest
 from iclm.data.mechanisms.operations import OPERATIONS, apply, kind_of
-from iclm.data.mechanisms.surfaces import SIZE, SURFACES
+from iclm.data.mechanisms.surfaces import SIZE, SURFACES, Surface, in_one_layout
 
 Part = Literal["train", "val", "test"]
 Composition = tuple[str, str]
@@ -33,6 +33,7 @@ class Task(NamedTuple):
     operations: their words; those of a kind are numbered in this order.
     size: symbols of an alphabet.
     lengths: of sequences, equally likely.
+    plain: whether the surfaces share separator and phrasing, and differ in their alphabets alone.
     composes: whether two operations in a row are asked for, too.
     longer: lengths of the split "longer"; () for no such split.
     new_surface: of the split "new_surface"; None for no such split.
@@ -43,6 +44,7 @@ class Task(NamedTuple):
   operations: tuple[str, ...]
   size: int
   lengths: tuple[int, ...]
+  plain: bool
   composes: bool
   longer: tuple[int, ...]
   new_surface: str | None
@@ -54,6 +56,7 @@ _FULL = Task(
   operations=("reverse", "rotate", "swap", "sort", "successor", "opposite"),
   size=10,
   lengths=(4, 5),
+  plain=False,
   composes=True,
   longer=(6, 7),
   new_surface="blend",
@@ -63,12 +66,24 @@ TASKS = {
   "default": _FULL._replace(
     surfaces=_FULL.surfaces[:5], composes=False, longer=(), new_surface=None, shift=None
   ),
+  "plain": _FULL._replace(
+    # Signs would run together with the punctuation around them.
+    surfaces=("lower", "upper", "digits", "words", "cyrillic", "greek"),
+    plain=True,
+    size=8,
+    new_surface=None,
+  ),
   "easy": _FULL._replace(size=8, lengths=(4,), longer=(5, 6)),
   "full": _FULL,
   "hard": _FULL._replace(
     operations=tuple(OPERATIONS), size=SIZE, lengths=(5, 6, 7, 8), longer=(9, 10, 11, 12)
   ),
 }
+
+
+def surface_of(task: Task, name: str) -> Surface:
+  """Returns how a task writes sequences in one of `SURFACES`."""
+  return in_one_layout(SURFACES[name]) if task.plain else SURFACES[name]
 
 
 class Case(NamedTuple):
