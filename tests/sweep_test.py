@@ -12,7 +12,8 @@ import time
 import pytest
 from ml_collections import config_dict
 
-from experiments import sweep
+from experiments import jobs as running
+from experiments import sweep, tables, tuning
 from iclm.config import InputError
 
 SWEEP = config_dict.create(
@@ -22,10 +23,11 @@ SWEEP = config_dict.create(
   seeds=(0, 1),
   baselines=("b",),
   chosen_on="test",
+  tuning=(),
 )
 
 
-class Fake(sweep.Job):
+class Fake(running.Job):
   """Instead of training, fails once where its system says so, then writes its result."""
 
   @property
@@ -66,17 +68,17 @@ def test_systems_and_seeds_become_commands(tmp_path):
 
 def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
   jobs = [fake(job) for job in sweep.jobs_of(SWEEP, tmp_path, [], [])]
-  dead = fake(sweep.Job("dead", 0, tmp_path / "dead" / "0", "", {}))
-  children = sweep.Children()
-  assert sweep.run([*jobs, dead], 2, 2, children) == [dead]
+  dead = fake(running.Job("dead", 0, tmp_path / "dead" / "0", "", {}))
+  children = running.Children()
+  assert running.run([*jobs, dead], 2, 2, children) == [dead]
   assert "5 runs, 0 of them done" in capsys.readouterr().out
-  failed = [job for job in [*jobs, dead] if (job.folder / sweep.FAILED).exists()]
+  failed = [job for job in [*jobs, dead] if (job.folder / running.FAILED).exists()]
   assert failed == [dead]  # And not what came to its end at the second try.
-  assert sweep.run([*jobs, dead], 2, 1, children) == [dead]
+  assert running.run([*jobs, dead], 2, 1, children) == [dead]
   assert "5 runs, 4 of them done" in capsys.readouterr().out
-  rows = sweep.gather([*jobs, dead])
-  sweep.write_table(tmp_path / "table.csv", rows)
-  sweep.show(rows)
+  rows = tables.gather([*jobs, dead])
+  tables.write_table(tmp_path / "table.csv", rows)
+  tables.show(rows)
   # 0.25 and 0.75: mean 0.5, s = 0.354, t = 12.71 at one degree: +- 12.71 * 0.354 / sqrt 2 = 3.177.
   assert "0.500" in capsys.readouterr().out
   with open(tmp_path / "table.csv") as file:
@@ -84,13 +86,56 @@ def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
   assert len(lines) == 8
   assert lines[0] == {"system": "a", "seed": "0", "set": "test", "group": "all", "n": "4",
                       "accuracy": "0.25"}  # fmt: skip
-  sweep.compare(tmp_path, SWEEP, rows)
+  tables.compare(tmp_path, SWEEP, rows)
   found = json.loads((tmp_path / "comparison.json").read_text())
   assert found["baseline"] == "b" and found["systems"]["a"]["test"]["difference"] == 0.0
   assert "Difference to b" in capsys.readouterr().out
 
 
-class Slow(sweep.Job):
+class Tried(Fake):
+  """As accurate as its changes say: the best rate is 2 for a, and 3 for b."""
+
+  @property
+  def command(self):
+    accuracy = {"a": {1: 0.3, 2: 0.5, 3: 0.5}, "b": {1: 0.1, 2: 0.2, 3: 0.9}}[self.system]
+    sets = {"test": {"n": 4, "accuracy": accuracy[self.changes["lr"]], "by_group": {}}}
+    path = self.folder / "results.json"
+    return [sys.executable, "-c", f"open({str(path)!r}, 'w').write({json.dumps({'sets': sets})!r})"]
+
+
+def test_every_system_is_tuned_with_the_same_values(tmp_path, capsys):
+  spec = config_dict.ConfigDict(SWEEP)
+  spec.tuning = ("lr", (1, 2, 3))
+  found = [
+    Tried(j.system, j.seed, j.folder, "", j.changes) for j in sweep.jobs_of(spec, tmp_path, [], [])
+  ]
+  trials = tuning.trials_of(spec, found, tmp_path)
+  assert {str(t.folder.relative_to(tmp_path)) for t in trials} == {
+    f"tuning/{system}/{value}" for system in "ab" for value in (1, 2, 3)
+  }
+  with running.Children() as children:
+    assert running.run(trials, 2, 1, children) == []
+    chosen = tuning.tuned(spec, found, trials, tmp_path)
+    # Of equals, the first that is named.
+    assert {(j.system, j.seed): j.changes["lr"] for j in chosen} == {
+      ("a", 0): 2, ("b", 0): 3, ("a", 1): 2, ("b", 1): 3,
+    }  # fmt: skip
+    capsys.readouterr()
+    assert running.run(chosen, 2, 1, children) == []
+    assert "4 runs, 2 of them done" in capsys.readouterr().out  # The winners are taken over.
+  told = json.loads((tmp_path / "tuning.json").read_text())
+  assert told["chosen"] == {"a": 2, "b": 3} and told["test"]["b"] == {"1": 0.1, "2": 0.2, "3": 0.9}
+  assert tuning.is_given(spec, ["lr=4"]) and not tuning.is_given(spec, ["lrx=4"])
+  # What no trial of was finished has no run.
+  (tmp_path / "tuning" / "a" / "1" / running.DONE).unlink()
+  rest = [t for t in trials if t.system == "b"]
+  assert {j.system for j in tuning.tuned(spec, found, rest, tmp_path)} == {"b"}
+  with pytest.raises(InputError, match="chosen_on = 'absent'"):
+    spec.chosen_on = "absent"
+    tuning.tuned(spec, found, trials, tmp_path)
+
+
+class Slow(running.Job):
   """Waits until it is told to end."""
 
   @property
@@ -102,12 +147,12 @@ def test_sigterm_ends_every_child_and_starts_no_other(tmp_path):
   jobs = [Slow(f"s{i}", 0, tmp_path / str(i), "", {}) for i in range(4)]
   begun = time.monotonic()
   timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
-  with sweep.Children() as children:
+  with running.Children() as children:
     timer.start()
-    assert sweep.run(jobs, 2, 2, children) == []
+    assert running.run(jobs, 2, 2, children) == []
   assert children.stopped and time.monotonic() - begun < 30
   assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1"]
-  assert not any(job.done or (job.folder / sweep.FAILED).exists() for job in jobs)
+  assert not any(job.done or (job.folder / running.FAILED).exists() for job in jobs)
 
 
 def test_the_plan_names_every_run(tmp_path):

@@ -67,4 +67,5 @@ def get_sweep() -> config_dict.ConfigDict:
     seeds=(0, 1, 2, 3, 4),
     baselines=BASELINES,
     chosen_on="iid_val",
+    tuning=("optimizer.lr", (3e-3, 6e-3, 1.5e-3)),
   )

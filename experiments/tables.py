@@ -1,0 +1,86 @@
+"""What the runs of a sweep came to: one tidy table, means, and differences to the best baseline."""
+
+import csv
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import rich.table
+
+from experiments import cli
+from experiments.jobs import Job
+from iclm import workdir
+from iclm.evals import comparison, statistics
+
+LEVEL = 0.95
+COLUMNS = ("system", "seed", "set", "group", "n", "accuracy")
+
+
+def gather(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+  """One row per finished run, set and group; group "all" is the whole set."""
+  rows = []
+  for job in filter(lambda job: job.done, jobs):
+    sets = json.loads((job.folder / "results.json").read_text())["sets"]
+    for name, found in sets.items():
+      for group, g in {"all": found, **found["by_group"]}.items():
+        values = (job.system, job.seed, name, group, g["n"], g["accuracy"])
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+  return rows
+
+
+def write_table(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+  """Writes the tidy table, one accuracy per line."""
+  with open(path, "w", newline="") as file:
+    writer = csv.DictWriter(file, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+  """Prints mean and interval over seeds of every system on every set."""
+  whole = [row for row in rows if row["group"] == "all"]
+  sets = list(dict.fromkeys(row["set"] for row in whole))
+  table = rich.table.Table("system", "seeds", *sets, title="Accuracy, mean and 95 % interval")
+  for system in dict.fromkeys(row["system"] for row in whole):
+    mine = [row for row in whole if row["system"] == system]
+    cells = [_cell([row["accuracy"] for row in mine if row["set"] == name]) for name in sets]
+    table.add_row(system, str(len({row["seed"] for row in mine})), *cells)
+  cli.console().print(table)
+
+
+def compare(folder: pathlib.Path, sweep: Any, rows: Sequence[dict[str, Any]]) -> None:
+  """Writes comparison.json and prints every system's difference to the best of the baselines."""
+  table: dict[str, dict[str, dict[int, float]]] = {}
+  for row in rows:
+    if row["group"] == "all":
+      sets = table.setdefault(row["system"], {})
+      sets.setdefault(row["set"], {})[row["seed"]] = row["accuracy"]
+  there = [name for name in sweep.baselines if name in table]
+  if not there:
+    return
+  found = comparison.compare(table, there, sweep.chosen_on, level=LEVEL)
+  workdir.write_json(folder / "comparison.json", found)
+  sets = list(table[found["baseline"]])
+  title = f"Difference to {found['baseline']}, the best baseline on {sweep.chosen_on}; * p < 0.05"
+  shown = rich.table.Table("system", *sets, title=title)
+  for system, of in found["systems"].items():
+    if system != found["baseline"]:
+      shown.add_row(system, *(_gap(of[name]) if name in of else "-" for name in sets))
+  cli.console().print(shown)
+
+
+def _gap(row: dict[str, Any]) -> str:
+  if row.get("difference_ci") is None:
+    return f"{row['difference']:+.3f}" if row.get("difference") is not None else "-"
+  low, high = row["difference_ci"]
+  star = "*" if row.get("p_holm") is not None and row["p_holm"] < 1 - LEVEL else ""
+  return f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]{star}"
+
+
+def _cell(values: Sequence[float]) -> str:
+  found = statistics.t_interval(np.array(values, float), level=LEVEL)
+  if found.low is None:
+    return f"{np.mean(values):.3f}" if values else "-"
+  return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
