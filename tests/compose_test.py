@@ -99,6 +99,30 @@ def test_a_question_sees_the_context_and_its_own_past_only(attention):
         assert not changed_BT[b, :t].any()
 
 
+def test_gaps_between_positions_are_drawn_in_training_and_their_mean_otherwise(batch):
+  plain = {"experts__kind": "none", "loss__beta": 0.0, "loss__dependence": 0.0}
+  model, params = build(tiny(**plain))
+  gaps = jitted(tiny(**plain, model__position_gap=3))
+  # Steps of 1, 2 or 3: their mean is 2.
+  wide = batch._replace(position_BT=batch.position_BT * 2)
+  expected = model.apply(params, wide).logits_BTV
+  np.testing.assert_array_equal(gaps.apply(params, batch).logits_BTV, expected)
+  one, same, other = (gaps.apply(params, batch, jax.random.key(k)).logits_BTV for k in (0, 0, 1))
+  np.testing.assert_array_equal(one, same)
+  assert jnp.abs(one - other).max() > 1e-3
+  # Questions lie behind one drawn context: two that are alike are answered alike.
+  n = int((batch.segment_BT[0] == 1).sum())
+  twice = jnp.array([1] * n + [2, 2, 3, 3] + [0] * (20 - n - 4))
+  asked = jnp.array([7, 8, 7, 8])
+  row = batch._replace(
+    tokens_BT=batch.tokens_BT[:1].at[0, n : n + 4].set(asked),
+    segment_BT=twice[None],
+    position_BT=jnp.arange(20)[None].at[0, n : n + 4].set(jnp.array([n, n + 1, n, n + 1])),
+  )
+  found = gaps.apply(params, row, jax.random.key(0)).logits_BTV[0]
+  np.testing.assert_allclose(found[n : n + 2], found[n + 2 : n + 4], atol=1e-5)
+
+
 def test_no_token_of_answer_or_padding_changes_a_route(batch):
   for reads in ("embed", "trunk", "base"):
     model, params = build(tiny(router__reads=reads))
