@@ -101,6 +101,45 @@ def test_a_page_is_whole_and_text_from_data_is_text(tmp_path):
     assert text in page
 
 
+def test_a_page_tells_what_an_update_did_and_cost(tmp_path):
+  def model(moved, n_bytes, step_s):
+    others = {"accuracy": [0.5, 0.25], "logits_changed": 0, "max_change_nats": 0.0}
+    return {
+      "moved": moved, "parameters_moved": 10_272, "shifted": {"accuracy": [0.0, 0.75]},
+      "others": others, "optimizer_bytes": n_bytes, "step_s": step_s, "n": 500,
+    }  # fmt: skip
+
+  update = {
+    "models": {
+      "iclm": model([EVIL], 82_176, 0.031), "dense LoRA": model(["domain"], 466_072, None),
+    },
+    "budget": {
+      "parameters_moved": {"ours": 10_272, "lora": 58_259, "message_head": 0.4, "limit": 10_681.6}
+    },
+    "recovery": {
+      "dense LoRA": {"difference": 0.01, "low95": None, "n": 1, "note": "too few tests"}
+    },
+    "curve": {
+      "50": {m: {"shifted": 0.125, "others": 0.5} for m in ("iclm", "dense LoRA")},
+    },
+  }  # fmt: skip
+  page = report.render(write(tmp_path, RESULTS | {"update": update}), None)
+  assert "script" not in parsed(page).names
+  for text in ("82,176", "<td>31</td>", "<td>–</td>", "10,272 of at most 10,682", "too few tests"):
+    assert text in page
+  assert "0.125, 0.500" in page and "Parameters moved" in page
+
+
+def test_a_page_names_each_domains_expert(tmp_path):
+  found = {"matching": {EVIL: 1, "b": None}, "own_nats": 0.0021, "other_nats": 0.0}
+  found |= {"ratio": None, "note": "ratio is undefined"}
+  more = EXAMINED | {"interventions": EXAMINED["interventions"] | {"dominance": found}}
+  (tmp_path / "out.json").write_text(json.dumps(more))
+  page = report.render(write(tmp_path), tmp_path / "out.json")
+  assert "script" not in parsed(page).names
+  assert "b none" in page and "0.0021 nats" in page and "(ratio is undefined)" in page
+
+
 def test_what_a_run_lacks_the_page_lacks(tmp_path):
   plain = SET | {"routes": {}, "rate_nats": {}}
   results = {key: RESULTS[key] for key in ("train_s", "provenance")} | {"sets": {"test": plain}}
