@@ -32,11 +32,13 @@ def main(flag: flags.FlagValues) -> int:
   with Children() as children:
     launch = lambda jobs: run(jobs, flag.jobs, flag.tries, children)
     dead = []
-    if sweep.tuning and not tuning.is_given(sweep, flag.override):
-      trials = tuning.trials_of(sweep, jobs, folder)
+    if tuning.is_needed(sweep, flag.override):
+      tried = tuning.tried(sweep, [job.system for job in jobs])
+      trials = tuning.trials_of(sweep, jobs_of(sweep, folder, flag.override, tried), folder)
       dead += launch(trials)
       jobs = [] if children.stopped else tuning.tuned(sweep, jobs, trials, folder)
-    dead += launch(jobs)
+    if not children.stopped:
+      dead += launch(jobs)
   if children.stopped:
     raise train.Interrupted("interrupted; the same command goes on")
   rows = tables.gather(jobs)
@@ -82,6 +84,8 @@ def jobs_of(
     if "=" not in text:
       raise InputError(f"--override={text} must be key=value, such as steps=100")
   last = dict(text.split("=", 1) for text in overrides)
+  if tuning.FOLDER in sweep.systems:
+    raise InputError(f"no system can be called {tuning.FOLDER!r}: that folder holds the trials")
   merged = {
     system: dict(sweep.every) | dict(changes) | last for system, changes in sweep.systems.items()
   }

@@ -1,7 +1,8 @@
 """The same values of one key for every system, and of each system the best one on validation.
 
-So a baseline is tuned as hard as what it is compared with. A system is tried with the first seed;
-that run is taken over, the other seeds run with the value that was chosen.
+So a baseline is tuned as hard as what it is compared with. A sweep's `tuning` has "key", "tries"
+and "like": systems that take the value of another one, from which they are to differ in one thing.
+A system is tried with the first seed; that run is taken over, the others run with what was chosen.
 """
 
 import dataclasses
@@ -21,20 +22,36 @@ from iclm.config import InputError
 FOLDER = "tuning"
 
 
-def is_given(sweep: Any, overrides: Sequence[str]) -> bool:
-  """Whether the key to tune is set by hand for every run."""
-  return any(text.split("=", 1)[0] == sweep.tuning[0] for text in overrides)
+def is_needed(sweep: Any, overrides: Sequence[str]) -> bool:
+  """Whether there is a key to tune, which is not set by hand for every run.
+
+  Raises:
+    InputError: a system is to take the value of one that has none of its own.
+  """
+  if not sweep.tuning:
+    return False
+  tried = set(sweep.systems) - set(sweep.tuning.like)
+  for system, other in sweep.tuning.like.items():
+    if system not in sweep.systems or other not in tried:
+      raise InputError(f"tuning.like: {system!r} cannot take the value of {other!r}, which is none"
+                       f" of the systems that are tried: {', '.join(sorted(tried))}")  # fmt: skip
+  return not any(text.split("=", 1)[0] == sweep.tuning.key for text in overrides)
+
+
+def tried(sweep: Any, systems: Sequence[str]) -> list[str]:
+  """The systems whose values some systems need, their own or those they take."""
+  return list(dict.fromkeys(sweep.tuning.like.get(name, name) for name in systems))
 
 
 def trials_of(sweep: Any, jobs: Sequence[Job], folder: pathlib.Path) -> list[Job]:
-  """Every system with every value and the first seed, in FOLDER/SYSTEM/VALUE."""
-  key, values = sweep.tuning
+  """The jobs of the first seed with every value, in FOLDER/SYSTEM/VALUE."""
+  key = sweep.tuning.key
   first = [job for job in jobs if job.seed == sweep.seeds[0]]
   return [
     dataclasses.replace(
       job, folder=folder / FOLDER / job.system / f"{value:g}", changes=job.changes | {key: value}
     )
-    for value in values
+    for value in sweep.tuning.tries
     for job in first
   ]
 
@@ -57,7 +74,7 @@ def tuned(
       if sweep.chosen_on not in sets:
         raise InputError(f"chosen_on = {sweep.chosen_on!r} is no evaluation set of the runs")
       found.setdefault(trial.system, []).append((trial, sets[sweep.chosen_on]["accuracy"]))
-  key = sweep.tuning[0]
+  key = sweep.tuning.key
   best = {name: max(of, key=lambda pair: pair[1])[0] for name, of in found.items()}
   for name, trial in best.items():
     _take_over(trial.folder, folder / name / str(trial.seed))
@@ -69,8 +86,11 @@ def tuned(
     },
   })  # fmt: skip
   _show(sweep, found, best)
+  whose = {job.system: sweep.tuning.like.get(job.system, job.system) for job in jobs}
   return [
-    dataclasses.replace(job, changes=best[job.system].changes) for job in jobs if job.system in best
+    dataclasses.replace(job, changes=job.changes | {key: best[whose[job.system]].changes[key]})
+    for job in jobs
+    if whose[job.system] in best
   ]
 
 
@@ -85,7 +105,7 @@ def _take_over(trial: pathlib.Path, run: pathlib.Path) -> None:
 
 
 def _show(sweep: Any, found: dict[str, list[tuple[Job, float]]], best: dict[str, Job]) -> None:
-  key, values = sweep.tuning
+  key, values = sweep.tuning.key, sweep.tuning.tries
   title = f"Accuracy on {sweep.chosen_on} by {key}, of the first seed; * is chosen"
   table = rich.table.Table("system", *(f"{value:g}" for value in values), title=title)
   for name, of in found.items():

@@ -23,7 +23,7 @@ SWEEP = config_dict.create(
   seeds=(0, 1),
   baselines=("b",),
   chosen_on="test",
-  tuning=(),
+  tuning={},
 )
 
 
@@ -97,19 +97,23 @@ class Tried(Fake):
 
   @property
   def command(self):
-    accuracy = {"a": {1: 0.3, 2: 0.5, 3: 0.5}, "b": {1: 0.1, 2: 0.2, 3: 0.9}}[self.system]
+    accuracy = {"a": {1: 0.3, 2: 0.5, 3: 0.5}, "b": {1: 0.1, 2: 0.2, 3: 0.9}, "c": {2: 0}}[
+      self.system
+    ]
     sets = {"test": {"n": 4, "accuracy": accuracy[self.changes["lr"]], "by_group": {}}}
     path = self.folder / "results.json"
     return [sys.executable, "-c", f"open({str(path)!r}, 'w').write({json.dumps({'sets': sets})!r})"]
 
 
 def test_every_system_is_tuned_with_the_same_values(tmp_path, capsys):
-  spec = config_dict.ConfigDict(SWEEP)
-  spec.tuning = ("lr", (1, 2, 3))
+  spec = SWEEP.copy_and_resolve_references()
+  spec.systems.c = (("like", "a"),)
+  spec.tuning = {"key": "lr", "tries": (1, 2, 3), "like": {"c": "a"}}
   found = [
     Tried(j.system, j.seed, j.folder, "", j.changes) for j in sweep.jobs_of(spec, tmp_path, [], [])
   ]
-  trials = tuning.trials_of(spec, found, tmp_path)
+  assert tuning.tried(spec, ["c", "b", "a"]) == ["a", "b"]
+  trials = tuning.trials_of(spec, [j for j in found if j.system != "c"], tmp_path)
   assert {str(t.folder.relative_to(tmp_path)) for t in trials} == {
     f"tuning/{system}/{value}" for system in "ab" for value in (1, 2, 3)
   }
@@ -118,21 +122,23 @@ def test_every_system_is_tuned_with_the_same_values(tmp_path, capsys):
     chosen = tuning.tuned(spec, found, trials, tmp_path)
     # Of equals, the first that is named.
     assert {(j.system, j.seed): j.changes["lr"] for j in chosen} == {
-      ("a", 0): 2, ("b", 0): 3, ("a", 1): 2, ("b", 1): 3,
+      ("a", 0): 2, ("b", 0): 3, ("c", 0): 2, ("a", 1): 2, ("b", 1): 3, ("c", 1): 2,
     }  # fmt: skip
     capsys.readouterr()
     assert running.run(chosen, 2, 1, children) == []
-    assert "4 runs, 2 of them done" in capsys.readouterr().out  # The winners are taken over.
+    assert "6 runs, 2 of them done" in capsys.readouterr().out  # The winners are taken over.
   told = json.loads((tmp_path / "tuning.json").read_text())
   assert told["chosen"] == {"a": 2, "b": 3} and told["test"]["b"] == {"1": 0.1, "2": 0.2, "3": 0.9}
-  assert tuning.is_given(spec, ["lr=4"]) and not tuning.is_given(spec, ["lrx=4"])
-  # What no trial of was finished has no run.
-  (tmp_path / "tuning" / "a" / "1" / running.DONE).unlink()
+  assert tuning.is_needed(spec, ["lrx=4"]) and not tuning.is_needed(spec, ["lr=4"])
+  # Without a finished trial there is no run.
   rest = [t for t in trials if t.system == "b"]
   assert {j.system for j in tuning.tuned(spec, found, rest, tmp_path)} == {"b"}
   with pytest.raises(InputError, match="chosen_on = 'absent'"):
     spec.chosen_on = "absent"
     tuning.tuned(spec, found, trials, tmp_path)
+  with pytest.raises(InputError, match="'b' cannot take the value of 'c'"):
+    spec.tuning.like.b = "c"
+    tuning.is_needed(spec, [])
 
 
 class Slow(running.Job):
@@ -171,6 +177,9 @@ def test_what_is_wrong_with_a_sweep_is_said(tmp_path):
   empty = config_dict.create(config="c", every=(), systems={}, seeds=(0,))
   with pytest.raises(InputError, match="nothing to run"):
     sweep.jobs_of(empty, tmp_path, [], [])
+  named = config_dict.create(config="c", every=(), systems={"tuning": ()}, seeds=(0,))
+  with pytest.raises(InputError, match="no system can be called 'tuning'"):
+    sweep.jobs_of(named, tmp_path, [], [])
   with pytest.raises(InputError, match="must be key=value"):
     sweep.jobs_of(SWEEP, tmp_path, ["steps"], [])
   with pytest.raises(InputError, match=r"no sweep configs/sweeps/mechanism\.py.*mechanisms\.py"):

@@ -51,6 +51,9 @@ SYSTEMS = {
   "rate_limit": {"loss.beta": 0.03, "bottleneck.ramp": 300},
 }  # fmt: skip
 
+# The model without one of its parts, or with another one, keeps its learning rate.
+OWN_RATE = {"iclm", "around", *(name for name in SYSTEMS if name.startswith("dense"))}
+LIKE = {name: "iclm" for name in SYSTEMS if name not in OWN_RATE}
 BASELINES = tuple(name for name in SYSTEMS if name.startswith("dense"))
 
 
@@ -65,5 +68,5 @@ def get_sweep() -> config_dict.ConfigDict:
     seeds=(0, 1, 2, 3, 4),
     baselines=BASELINES,
     chosen_on="iid_val",
-    tuning=("optimizer.lr", (3e-3, 6e-3)),
+    tuning={"key": "optimizer.lr", "tries": (3e-3, 6e-3), "like": LIKE},
   )
