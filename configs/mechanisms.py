@@ -13,7 +13,7 @@ SPLITS = ("iid_val", "iid_test", "unseen_pairs", "unseen_compositions", "longer"
 
 def get_config():
   c = quickstart.get_config()
-  c.steps = 600
+  c.steps = 1_200
   c.batch_size = 64
   c.model.position_gap = 3  # Without it no system answers one longer input.
   c.experts.count = 6

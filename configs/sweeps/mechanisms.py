@@ -28,7 +28,7 @@ AROUND = {
 
 SYSTEMS = {
   "dense": DENSE,
-  "dense_twice_the_steps": DENSE | {"steps": 1_200},
+  "dense_twice_the_steps": DENSE | {"steps": 2_400},
   "dense_group_dro": DENSE | {"loss.group_dro": 0.01},
   "dense_two_adapters": ALWAYS_ON,
   "dense_lora_total_rank": ALWAYS_ON | {"experts.invariant": False, "experts.rank": 56},
@@ -46,9 +46,9 @@ SYSTEMS = {
   "kmeans_router": {"router.kind": "kmeans"},
   "token_level": {"router.level": "token"},
   "around": AROUND,
-  "drop": {"perturb.drop": 0.5, "perturb.ramp": 300},
-  "swap": {"perturb.swap": 0.25, "perturb.ramp": 300},
-  "rate_limit": {"loss.beta": 0.03, "bottleneck.ramp": 300},
+  "drop": {"perturb.drop": 0.5, "perturb.ramp": 600},
+  "swap": {"perturb.swap": 0.25, "perturb.ramp": 600},
+  "rate_limit": {"loss.beta": 0.03, "bottleneck.ramp": 600},
 }  # fmt: skip
 
 # The model without one of its parts, or with another one, keeps its learning rate.
