@@ -36,6 +36,16 @@ def small() -> config_dict.ConfigDict:
   return _shape(3, 128, 4, 4, 344)
 
 
+def bench_small() -> config_dict.ConfigDict:
+  """3M parameters: size S of the benchmark."""
+  return _shape(4, 256, 4, 4, 688)
+
+
+def bench_medium() -> config_dict.ConfigDict:
+  """25M parameters: size M of the benchmark."""
+  return _shape(8, 512, 8, 8, 1376)
+
+
 def base_30m() -> config_dict.ConfigDict:
   """30M parameters: one GPU."""
   return _shape(8, 512, 8, 8, 1376)

@@ -1,0 +1,177 @@
+"""What a step costs, as ratios between cases that are measured in turns, in one run.
+
+  python -m experiments.bench --suite=train --size=S --experts=2,32 --out=bench.json
+
+Suites, each with the figures that it writes under "figures":
+
+  train    growth_32_over_2 (step time of the last over the first number of experts, with FLOPs),
+           over_all_k (tokens/s over `compute="all"`, beside the floor that FLOPs set),
+           over_plain_lora (step time over a plain LoRA step on 2B rows plus a frozen forward on B),
+           and the same with half of the layers as trunk
+  loss     loss_share: bottleneck and dependence, of a whole step
+  memory   peak_bytes: growth from the first to the last number of experts, and adapters' own bytes
+  compile  growth of the time that compilation takes
+
+Every case is written with its times, FLOPs and bytes. Medians, with interquartile ranges.
+"""
+
+import dataclasses
+import json
+import pathlib
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import rich.table
+from absl import flags
+
+from configs import bench as sizes
+from experiments import cases, cli
+from experiments.cases import Case
+from iclm import config, workdir
+from iclm.config import Config, InputError
+
+WARMUP = 2  # Steps of each case before any is timed.
+
+
+def main(flag: flags.FlagValues) -> int:
+  if flag.repeats < 7:
+    raise InputError(f"--repeats={flag.repeats} is too few for a median with a range; at least 7")
+  counts = _counts(flag.experts)
+  if not pathlib.Path(flag.out).absolute().parent.is_dir():
+    raise InputError(f"--out={flag.out}: there is no such folder")
+  c = config.from_config_dict(sizes.get_config(flag.size))
+  # What is read from a cache was not compiled.
+  jax.config.update("jax_enable_compilation_cache", False)
+  found, figures = SUITES[flag.suite](c, counts, flag.repeats)
+  device = jax.devices()[0]
+  report = {
+    "suite": flag.suite,
+    "size": flag.size,
+    "experts": counts,
+    "repeats": flag.repeats,
+    "figures": figures,
+    "cases": {case.name: case.told() for case in found},
+    "device": {"kind": device.device_kind, "platform": device.platform, "host": platform.machine()},
+    "provenance": workdir.provenance(c),
+  }
+  workdir.write_json(pathlib.Path(flag.out), report)
+  _show(found, figures)
+  return 0
+
+
+def _counts(given: Sequence[str]) -> list[int]:
+  try:
+    counts = sorted({int(n) for n in given})
+  except ValueError:
+    raise InputError(f"--experts={','.join(given)} must be numbers, such as 2,32") from None
+  if len(counts) < 2 or counts[0] < 1:
+    raise InputError(f"--experts={','.join(given)} must name two numbers or more, each at least 1")
+  return counts
+
+
+def _with(c: Config, **parts: Any) -> Config:
+  """A config with some keys of its parts replaced."""
+  changed = {
+    name: dataclasses.replace(getattr(c, name), **new) if isinstance(new, dict) else new
+    for name, new in parts.items()
+  }
+  return dataclasses.replace(c, **changed)
+
+
+def train(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
+  of = lambda n, **parts: _with(c, experts={"count": n}, **parts)
+  half = {"trunk_layers": c.model.layers // 2}
+  first, last = counts[0], counts[-1]
+  routed = {n: cases.ours(f"routed/{n}", of(n)) for n in counts}
+  every = {n: cases.ours(f"all/{n}", of(n, compute="all")) for n in counts}
+  trunk = cases.ours(f"routed/{first}/half_trunk", of(first, model=half))
+  plain = cases.plain_lora("plain_lora_2B_and_forward_B", of(first))
+  found = [*routed.values(), *every.values(), trunk, plain]
+  cases.time_in_turns(found, WARMUP, repeats)
+  floor = lambda n: (2 + 4 * (n + 1)) / (2 + 8)
+  figures: dict[str, Any] = {
+    f"growth_{n}_over_{first}": _ratio(routed[n], routed[first]) for n in counts[1:]
+  }
+  figures["over_all_k"] = {
+    str(n): _ratio(every[n], routed[n]) | {"flop_floor": floor(n)} for n in counts
+  }
+  for of_floor in figures["over_all_k"].values():
+    of_floor["of_floor"] = of_floor["time"] / of_floor["flop_floor"]
+  figures["over_plain_lora"] = _ratio(routed[last], plain)
+  figures["over_plain_lora_half_trunk"] = _ratio(trunk, plain)
+  return found, figures
+
+
+def loss(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
+  whole = _with(c, experts={"count": counts[0]})
+  without = _with(whole, bottleneck={"kind": "none"}, loss={"beta": 0.0, "dependence": 0.0})
+  found = [cases.ours("every_loss", whole), cases.ours("no_bottleneck_no_dependence", without)]
+  cases.time_in_turns(found, WARMUP, repeats)
+  ratio = _ratio(*found)
+  return found, {"loss_share": {key: 1 - 1 / value for key, value in ratio.items()}}
+
+
+def memory(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
+  del repeats
+  found = [cases.ours(f"routed/{n}", _with(c, experts={"count": n})) for n in counts]
+  first, last = found[0], found[-1]
+  grown = last.peak_bytes - first.peak_bytes
+  # An adapter's own: parameters, two moments, and a gradient.
+  own = 4 * (last.domain_bytes - first.domain_bytes)
+  figures = {"peak_bytes": {case.name: case.peak_bytes for case in found}}
+  return found, figures | {"growth_bytes": grown, "own_bytes": own, "growth_over_own": grown / own}
+
+
+def compilation(
+  c: Config, counts: Sequence[int], repeats: int
+) -> tuple[list[Case], dict[str, Any]]:
+  found = [cases.ours(f"routed/{n}", _with(c, experts={"count": n})) for n in counts]
+  for _ in range(repeats - 1):
+    for case in found:
+      case.compile_again()
+  first, last = (case.summary(case.compile_s)["median"] for case in (found[0], found[-1]))
+  return found, {f"compile_growth_{counts[-1]}_over_{counts[0]}": last / first}
+
+
+SUITES: dict[str, Callable[..., tuple[list[Case], dict[str, Any]]]] = {
+  "train": train,
+  "loss": loss,
+  "memory": memory,
+  "compile": compilation,
+}
+
+
+def _ratio(case: Case, baseline: Case) -> dict[str, float]:
+  """Of step times, by medians, of FLOPs and of bytes."""
+  time, other = (c.summary(c.step_s)["median"] for c in (case, baseline))
+  return {
+    "time": time / other,
+    "flops": case.flops / baseline.flops,
+    "bytes": case.peak_bytes / baseline.peak_bytes,
+  }
+
+
+def _show(found: Sequence[Case], figures: dict[str, Any]) -> None:
+  columns = "case", "step, ms", "quartiles", "GFLOP", "MB", "compiled in, s"
+  table = rich.table.Table(*columns)
+  for case in found:
+    told = case.told()
+    s = told["step_s"]
+    time = "-" if s is None else f"{1e3 * s['median']:.1f}"
+    quartiles = "-" if s is None else f"{1e3 * s['q1']:.1f} to {1e3 * s['q3']:.1f}"
+    size = f"{case.flops / 1e9:.1f}", f"{case.peak_bytes / 1e6:.1f}"
+    table.add_row(case.name, time, quartiles, *size, f"{told['compile_s']['median']:.1f}")
+  cli.console().print(table)
+  cli.console().print_json(json.dumps(figures))
+
+
+if __name__ == "__main__":
+  flags.DEFINE_enum("suite", None, list(SUITES), "What to measure.")
+  flags.DEFINE_enum("size", "S", list(sizes.SIZES), "Shape of the base and of the batch.")
+  flags.DEFINE_list("experts", ["2", "32"], "Numbers of experts, the first one the baseline.")
+  flags.DEFINE_integer("repeats", 9, "Timed steps of each case, in turns.")
+  flags.DEFINE_string("out", None, "Where to write the report.")
+  flags.mark_flags_as_required(["suite", "out"])
+  cli.run(main)

@@ -1,0 +1,183 @@
+"""One case of a benchmark: a compiled step on random tokens, its times, FLOPs and bytes."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from iclm import compose, losses, optim, sharding, step
+from iclm.audit import flops
+from iclm.config import Config
+from iclm.data.pipeline import Batch
+from iclm.nn import lora, transformer
+
+N_ANSWER = 4  # Tokens of an answer, at the end of each row.
+
+
+@dataclasses.dataclass
+class Case:
+  """A step that is called again and again.
+
+  Attributes:
+    lowered: what is compiled; `run` is one compilation of it.
+    state: what `run` takes first and gives back first.
+    args: what else it takes.
+    flops: of its matrix products, by its jaxpr.
+    domain_bytes: of the domain experts' parameters.
+  """
+
+  name: str
+  lowered: Any
+  state: Any
+  args: tuple[Any, ...]
+  flops: float
+  domain_bytes: int
+  run: Any = None
+  step_s: list[float] = dataclasses.field(default_factory=list)
+  compile_s: list[float] = dataclasses.field(default_factory=list)
+
+  def __post_init__(self):
+    self.compile_again()
+
+  def compile_again(self) -> None:
+    begun = time.perf_counter()
+    self.run = self.lowered.compile()
+    self.compile_s.append(time.perf_counter() - begun)
+
+  @property
+  def peak_bytes(self) -> int:
+    """Arguments, outputs that reuse none of them, and what the step needs in between."""
+    m = self.run.memory_analysis()
+    return (
+      m.argument_size_in_bytes
+      + m.output_size_in_bytes
+      - m.alias_size_in_bytes
+      + m.temp_size_in_bytes
+    )
+
+  def once(self) -> float:
+    """Seconds of one step."""
+    begun = time.perf_counter()
+    self.state, *_ = jax.block_until_ready(self.run(self.state, *self.args))
+    return time.perf_counter() - begun
+
+  @staticmethod
+  def summary(seconds: Sequence[float]) -> dict[str, float]:
+    q1, median, q3 = np.quantile(seconds, (0.25, 0.5, 0.75))
+    return {"median": float(median), "q1": float(q1), "q3": float(q3), "n": len(seconds)}
+
+  def told(self) -> dict[str, Any]:
+    """JSON-able."""
+    return {
+      "step_s": self.summary(self.step_s) if self.step_s else None,
+      "compile_s": self.summary(self.compile_s),
+      "flops": self.flops,
+      "peak_bytes": self.peak_bytes,
+    }
+
+
+def time_in_turns(cases: Sequence[Case], warmup: int, repeats: int) -> None:
+  """Times every case once per turn, so that what disturbs the machine disturbs all alike."""
+  for case in cases:
+    for _ in range(warmup):
+      case.once()
+  for _ in range(repeats):
+    for case in cases:
+      case.step_s.append(case.once())
+
+
+def ours(name: str, c: Config) -> Case:
+  """The train step of a config, with every loss that it has."""
+  vocab, mesh = c.data.tokenizer.vocab_size, sharding.make_mesh(c.mesh)
+  model, tx = compose.build(c, vocab, mesh), optim.from_config(c)
+  state = step.init_state(c, model, tx, mesh, jax.random.key(0))
+  batch = sharding.put_batch(random_batch(c, c.batch_size), mesh)
+  args = batch, jax.random.key(1)
+  lowered = step.make_train_step(c, model, tx, mesh).lower(state, *args)
+  counted = flops.of(functools.partial(step.train_step, config=c, model=model, tx=tx), state, *args)
+  size = sum(x.nbytes for x in jax.tree.leaves(state.params["domain"]))
+  return Case(name, lowered, state, args, counted, size)
+
+
+def plain_lora(name: str, c: Config) -> Case:
+  """What the model is to be compared with: one LoRA on twice the rows, and a frozen forward pass.
+
+  Written without the composition: the decoder, its adapters, the cross-entropy and AdamW.
+  """
+  vocab, m, e = c.data.tokenizer.vocab_size, c.model, c.experts
+  decoder = transformer.Decoder(dataclasses.replace(m, trunk_layers=0), vocab, 0.0)
+  twice, once = (jax.tree.map(jnp.asarray, random_batch(c, n * c.batch_size)) for n in (2, 1))
+  base = compose.build(_plain(c), vocab).init(jax.random.key(0))
+  base = sharding.unbox(base)["base"]
+  adapters = _adapters(c, jax.random.key(1))
+  tx = optax.adamw(c.optimizer.lr, c.optimizer.b1, c.optimizer.b2, c.optimizer.eps)
+  scale = e.alpha / e.rank
+
+  def forward(base, adapters, batch):
+    mask_BTT = transformer.attention_mask(batch.segment_BT, None)
+    one_BTE = jnp.ones((*batch.tokens_BT.shape, 1))
+    shared = transformer.shared(m, batch.position_BT, mask_BTT, one_BTE)
+    layers = {name: (a, b * scale) for name, (a, b) in adapters.items()}
+    call = lambda method, *args: decoder.apply({"params": base}, *args, method=method)
+    return call("unembed", call("upper", call("embed", batch.tokens_BT), layers, shared))
+
+  def loss(adapters, base, batch):
+    logits_BTV: Any = forward(base, adapters, batch)
+    return losses.next_token_xent(logits_BTV, batch.targets_BT, batch.loss_mask_BT)[0]
+
+  def advance(state, base, twice, once):
+    adapters, moments = state
+    value, grads = jax.value_and_grad(loss)(adapters, base, twice)
+    updates, moments = tx.update(grads, moments, adapters)
+    seen = forward(base, {}, once)
+    return (optax.apply_updates(adapters, updates), moments), value, jnp.mean(seen)
+
+  state = adapters, tx.init(adapters)
+  args = base, twice, once
+  lowered = jax.jit(advance, donate_argnums=0).lower(state, *args)
+  return Case(name, lowered, state, args, flops.of(advance, state, *args), 0)
+
+
+def _plain(c: Config) -> Config:
+  nothing = dataclasses.replace(c.loss, beta=0.0, dependence=0.0, balance=0.0, zloss=0.0)
+  model = dataclasses.replace(c.model, trunk_layers=0)
+  kind = dataclasses.replace(c.experts, kind="none")
+  return dataclasses.replace(c, model=model, experts=kind, loss=nothing)
+
+
+def _adapters(c: Config, key) -> dict[str, Any]:
+  """One adapter per projection and layer: (a, b) with axes layer, expert (one), input, output."""
+  m, e = c.model, c.experts
+  q, kv = m.heads * m.head_size, m.kv_heads * m.head_size
+  sizes = {"q": (m.d_model, q), "k": (m.d_model, kv), "v": (m.d_model, kv), "o": (q, m.d_model)}
+  make: Callable[..., Any] = jax.vmap(lora.init, in_axes=(0, None, None, None))
+  found = {}
+  for i, name in enumerate(e.projections):
+    a, b = make(jax.random.split(jax.random.fold_in(key, i), m.layers), *sizes[name], e.rank)
+    found[name] = a[:, None], b[:, None]
+  return found
+
+
+def random_batch(c: Config, n_rows: int) -> Batch:
+  """Rows of random tokens, of which the last ones are the answer."""
+  rng = np.random.default_rng(0)
+  shape = n_rows, c.data.seq_len
+  n_prompt = c.data.seq_len - N_ANSWER
+  tokens = rng.integers(3, c.data.tokenizer.vocab_size, shape).astype(np.int32)
+  position = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+  is_prompt = position < n_prompt
+  return Batch(
+    tokens_BT=tokens,
+    targets_BT=np.roll(tokens, -1, axis=1),
+    segment_BT=np.where(is_prompt, 1, 2).astype(np.int32),
+    position_BT=np.array(position),
+    loss_mask_BT=(position >= n_prompt - 1).astype(np.float32) * (position < shape[1] - 1),
+    prompt_mask_BT=np.array(is_prompt),
+    domain_B=np.zeros(n_rows, np.int32),
+  )

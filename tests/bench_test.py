@@ -1,0 +1,70 @@
+"""The benchmark's cases: what they count is the formula, and what they time is what they say."""
+
+import dataclasses
+import json
+
+import pytest
+
+from configs import bench as sizes
+from experiments import bench, cases
+from iclm import config
+from iclm.config import InputError
+
+
+@pytest.fixture(scope="module")
+def small() -> config.Config:
+  c = sizes.get_config("S")
+  c.model.update(layers=2, d_model=32, heads=2, kv_heads=2, head_size=16, d_ff=48)
+  c.data.update(seq_len=16)
+  c.data.tokenizer.vocab_size = 32
+  c.experts.rank = 2
+  return config.from_config_dict(c)
+
+
+def test_figures_stand_beside_their_cases(small):
+  found, figures = bench.train(small, [2, 6], 2)
+  by_name = {case.name: case for case in found}
+  assert list(by_name) == [
+    "routed/2", "routed/6", "all/2", "all/6", "routed/2/half_trunk", "plain_lora_2B_and_forward_B"
+  ]  # fmt: skip
+  assert all(len(case.step_s) == 2 for case in found)
+  # The number of experts is free: to the router's logits, one product of few numbers.
+  assert 1 <= figures["growth_6_over_2"]["flops"] <= 1.02
+  # Every expert on every input: (2 + 4 * 7) / (2 + 8) = 3, with the adapters' own products nearby.
+  assert figures["over_all_k"]["6"]["flop_floor"] == 3.0
+  assert figures["over_all_k"]["6"]["flops"] == pytest.approx(3.0, rel=0.15)
+  # Half of the layers run once, without adapters, and without a backward pass: (1 + 1 + 4) / 10.
+  assert figures["over_plain_lora_half_trunk"]["flops"] == pytest.approx(0.6, abs=0.05)
+  assert json.dumps({case.name: case.told() for case in found})
+
+
+def test_a_plain_lora_step_is_the_formula(small):
+  # At width 32 attention and head weigh much: all of it, by hand, per token of one row.
+  case = cases.plain_lora("plain", small)
+  d, f, t, v, r, layers = 32, 48, 16, 32, 2, 2
+  base = layers * (4 * d * d + 3 * d * f) + d * v
+  attention, adapters = layers * 2 * d * t, layers * 4 * 2 * d * r
+  # Forward; backward with respect to states, of attention with respect to both sides, of adapters
+  # with respect to states and weights.
+  stream = 2 * (2 * base + 3 * attention + 3 * adapters)
+  expected = 8 * t * (2 * stream + 2 * (base + attention))
+  assert case.flops == pytest.approx(expected, rel=0.02)
+
+
+def test_bytes_grow_by_the_adapters(small):
+  found, figures = bench.memory(small, [2, 64], 1)
+  assert found[0].step_s == [] and figures["own_bytes"] == 4 * 62 * found[0].domain_bytes // 2
+  assert 0.9 < figures["growth_over_own"] < 1.6
+
+
+def test_what_cannot_be_measured_is_said():
+  for given in (["2"], ["0", "2"], ["2", "2"], ["two", "4"]):
+    with pytest.raises(InputError, match="--experts="):
+      bench._counts(given)
+  assert bench._counts(["32", "2", "2"]) == [2, 32]
+
+
+def test_compilations_are_timed(small):
+  case = cases.ours("one", dataclasses.replace(small, batch_size=2))
+  case.compile_again()
+  assert len(case.compile_s) == 2 and case.told()["step_s"] is None
