@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from iclm import axes, experts, routing, sharding
 from iclm.compose import around, serving
 from iclm.compose.interface import NOTHING, Intervention, Model, Output
-from iclm.config import Config
+from iclm.config import Config, InputError
 from iclm.data.pipeline import Batch
 from iclm.nn import combine, transformer
 
@@ -23,12 +23,18 @@ def build(config: Config, vocab_size: int, mesh: Mesh | None = None) -> Model:
   """The model of a config.
 
   Args:
+    vocab_size: ids of the tokenizer.
     mesh: rows are pinned to it where given; without one the compiler is free.
+
+  Raises:
+    InputError: the tokenizer has more ids than the embedding has rows (`config.model.vocab_size`).
   """
+  vocab_size = _rows(config, vocab_size)
   decoder = transformer.Decoder(config.model, vocab_size, config.experts.dropout)
   if config.experts.kind == "none":
     return Model(
-      lambda key: {"base": _init_base(decoder, key)}, functools.partial(_plain, config, decoder)
+      lambda key: {"base": transformer.init(decoder, key)},
+      functools.partial(_plain, config, decoder),
     )
   n_domain, n_invariant = serving.n_layers(config)
   expert, invariant = experts.make(config, n_domain), experts.make(config, n_invariant)
@@ -36,13 +42,15 @@ def build(config: Config, vocab_size: int, mesh: Mesh | None = None) -> Model:
   return Model(init, functools.partial(_apply, config, decoder, expert, mesh))
 
 
-def _init_base(decoder: transformer.Decoder, key: Array) -> Any:
-  tokens_BT, mask_BTT = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2, 2), bool)
-  params = decoder.init(key, tokens_BT, tokens_BT, mask_BTT)["params"]
-  if decoder.model.qk_init == "equal":
-    for name in params.keys() & {"trunk_layers", "upper_layers"}:
-      params[name] = transformer.equal_qk(dict(params[name]), decoder.model)
-  return params
+def _rows(config: Config, vocab_size: int) -> int:
+  """Rows of the embedding: at least as many as the tokenizer has ids."""
+  rows = config.model.vocab_size or vocab_size
+  if rows < vocab_size:
+    raise InputError(
+      f"the tokenizer has {vocab_size} ids, but config.model.vocab_size = {rows}; name the "
+      "tokenizer that the base was trained with, or set it to 0"
+    )
+  return rows
 
 
 def _init(config: Config, decoder, expert, invariant: experts.Expert, key: Array) -> Any:
@@ -50,7 +58,7 @@ def _init(config: Config, decoder, expert, invariant: experts.Expert, key: Array
   k_proj, k_prototypes = jax.random.split(k_router)
   d, p, e = config.model.d_model, config.router.width, config.experts.count
   params = {
-    "base": _init_base(decoder, k_base),
+    "base": transformer.init(decoder, k_base),
     # All that reaches the core comes through an expert: it starts on one language, not on E.
     "domain": experts.stack(expert.init, k_domain, e, config.topology.kind == "around"),
     "router": {
@@ -73,7 +81,8 @@ def _box(value: Array, names: tuple[str | None, ...]) -> nn.LogicallyPartitioned
 
 def _mask(config: Config, batch: Batch) -> Bool[Array, "B T T"]:
   prefix_BT = batch.segment_BT == 1 if config.model.attention == "prefix" else None
-  return transformer.attention_mask(batch.segment_BT, prefix_BT)
+  mask_BTT = transformer.attention_mask(batch.segment_BT, prefix_BT)
+  return transformer.within(mask_BTT, batch.position_BT, config.model.window)
 
 
 def _positions(config: Config, batch: Batch, key: Array | None) -> Int[Array, "B T"]:

@@ -21,6 +21,7 @@ def check(c: Config) -> None:
     m.kernel == "xla" or m.dtype == "bfloat16",
     "config.model.kernel = 'cudnn' needs config.model.dtype = 'bfloat16'",
   )
+  _check_positions(c)
   for key, size in (("kv_heads", m.kv_heads), ("d_ff", m.d_ff)):
     _require(
       size % c.mesh.model == 0,
@@ -74,6 +75,23 @@ def _check_ranges(c: Config) -> None:
     0 <= c.experts.dropout < 1, f"config.experts.dropout = {c.experts.dropout} is not in [0, 1)"
   )
   _require(c.model.trunk_layers >= 0, f"config.model.trunk_layers = {c.model.trunk_layers} < 0")
+
+
+def _check_positions(c: Config) -> None:
+  m, s = c.model, c.model.rope_scaling
+  _require(s.factor >= 1, f"config.model.rope_scaling.factor = {s.factor} is less than 1")
+  _require(
+    0 < s.low_freq_factor < s.high_freq_factor and s.original_length > 0,
+    f"config.model.rope_scaling needs 0 < low_freq_factor = {s.low_freq_factor} < "
+    f"high_freq_factor = {s.high_freq_factor}, and original_length = {s.original_length} > 0",
+  )
+  for key, size in (("window", m.window), ("context", m.context), ("vocab_size", m.vocab_size)):
+    _require(size >= 0, f"config.model.{key} = {size} is negative; 0 is none")
+  _require(
+    m.context == 0 or max(c.data.seq_len, c.evaluation.seq_len) <= m.context,
+    f"config.data.seq_len = {c.data.seq_len}, or config.evaluation.seq_len = "
+    f"{c.evaluation.seq_len}, is longer than config.model.context = {m.context}",
+  )
 
 
 def _check_experts(c: Config) -> None:

@@ -18,6 +18,17 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """What slows the rotations of positions, for inputs longer than those first trained on."""
+
+  kind: Literal["none", "linear", "llama3"]
+  factor: float  # How much longer; the three below are of llama3 alone.
+  low_freq_factor: float  # Pairs that turn less often than this in original_length go 1 / factor,
+  high_freq_factor: float  # and those that turn more often than this keep their speed.
+  original_length: int  # Tokens.
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
   """The base language model: a decoder of the Llama family."""
 
@@ -29,9 +40,15 @@ class Model:
   head_size: int
   d_ff: int
   rope_theta: float
+  rope_scaling: RopeScaling
   position_gap: int  # Training draws each step between positions from 1..this; 1: consecutive.
   norm_eps: float
   tied: bool  # The head is the transposed embedding.
+  qkv_bias: bool  # As Qwen 2 has them.
+  qk_norm: bool  # Queries and keys are normalised per head, as in Qwen 3.
+  window: int  # A token sees so many positions back, itself among them; 0: all.
+  context: int  # Longest input that the base is made for, in tokens; 0: not stated.
+  vocab_size: int  # Rows of the embedding, at least the tokenizer's ids; 0: just these.
   qk_init: Literal["independent", "equal"]  # equal: a fresh head attends to tokens like its own.
   attention: Literal["causal", "prefix"]  # prefix: bidirectional over the shared context.
   kernel: Literal["xla", "cudnn"]  # cudnn needs a GPU and bfloat16.

@@ -1,8 +1,8 @@
 """Decoder of the Llama family: RMSNorm, RoPE, grouped-query attention, SwiGLU, scan over layers.
 
 Modules without policy: adapters, masks and positions are arguments. Weights are float32; matmuls
-run in `dtype`, norms and softmax in float32. Source: Touvron et al. 2023 (arXiv 2302.13971); RoPE
-rotates halves, as the released weights expect.
+run in `dtype`, norms and softmax in float32. Source: Touvron et al. 2023 (arXiv 2302.13971). What
+sets Mistral and Qwen apart are keys of the config: biases, norms of queries and keys, a window.
 """
 
 from typing import Any, NamedTuple
@@ -14,9 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from iclm import axes
 from iclm.config import Model
-from iclm.nn import lora
+from iclm.nn import lora, rope
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+BIASED = ("q", "k", "v")  # Where the config has biases: Qwen 2.
 
 
 class Shared(NamedTuple):
@@ -35,10 +36,7 @@ def shared(
   weights_BTE: Float[Array, "B T E"] | None,
 ) -> Shared:
   """The rotations of RoPE for each position, and what else the layers share."""
-  half = model.head_size // 2
-  inverse = model.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = jnp.einsum("bt,k->btk", position_BT.astype(jnp.float32), inverse)
-  angle = jnp.concatenate([angle, angle], axis=-1)
+  angle = rope.angles(model, position_BT)
   return Shared(mask_BTT, jnp.cos(angle), jnp.sin(angle), weights_BTE)
 
 
@@ -60,6 +58,19 @@ def attention_mask(
   if prefix_BT is not None:
     causal = causal | (prefix_BT[:, :, None] & prefix_BT[:, None, :])
   return (causal & (k > 0) & ((k == q) | (k == 1))) | jnp.eye(t, dtype=bool)[None]
+
+
+def within(
+  mask_BTT: Bool[Array, "B T T"], position_BT: Int[Array, "B T"], window: int
+) -> Bool[Array, "B T T"]:
+  """The mask without keys that lie `window` or more positions from their query; 0: as it is.
+
+  Source: Jiang et al. 2023 (arXiv 2310.06825): a query sees itself and the window - 1 before it.
+  """
+  if window == 0:
+    return mask_BTT
+  distance_BTT = jnp.abs(position_BT[:, :, None] - position_BT[:, None, :])
+  return mask_BTT & (distance_BTT < window)
 
 
 def _weight(
@@ -87,10 +98,11 @@ class RMSNorm(nn.Module):
   """x / rms(x) * gain, in float32."""
 
   eps: float
+  axis: str | None  # Logical name of what is normalised.
 
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    ones = nn.with_logical_partitioning(nn.initializers.ones, (axes.EMBED,))
+    ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
     gain_D: Any = self.param("gain", ones, (x.shape[-1],), jnp.float32)
     gain = jnp.broadcast_to(gain_D, x.shape)
     return (rms_normalise(x, self.eps) * gain).astype(x.dtype)
@@ -115,9 +127,9 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: Array, layer: dict[str, Any], shared: Shared):
     m = self.model
-    norm_BTD = RMSNorm(m.norm_eps, name="attention_norm")(x_BTD)
+    norm_BTD = RMSNorm(m.norm_eps, axes.EMBED, name="attention_norm")(x_BTD)
     x_BTD = x_BTD + self._attention(norm_BTD, layer, shared)
-    norm_BTD = RMSNorm(m.norm_eps, name="mlp_norm")(x_BTD)
+    norm_BTD = RMSNorm(m.norm_eps, axes.EMBED, name="mlp_norm")(x_BTD)
     gate_BTF = self._project("gate", norm_BTD, m.d_ff, (axes.EMBED, axes.MLP), layer, shared)
     up_BTF = self._project("up", norm_BTD, m.d_ff, (axes.EMBED, axes.MLP), layer, shared)
     hidden_BTF = nn.silu(gate_BTF) * up_BTF
@@ -133,8 +145,12 @@ class Block(nn.Module):
     q = self._project("q", x_BTD, m.heads * m.head_size, out, layer, shared)
     k = self._project("k", x_BTD, m.kv_heads * m.head_size, out, layer, shared)
     v = self._project("v", x_BTD, m.kv_heads * m.head_size, out, layer, shared)
-    q_BTHK = _rotate(q.reshape(b, t, m.heads, m.head_size), shared)
-    k_BTHK = _rotate(k.reshape(b, t, m.kv_heads, m.head_size), shared)
+    q_BTHK = q.reshape(b, t, m.heads, m.head_size)
+    k_BTHK = k.reshape(b, t, m.kv_heads, m.head_size)
+    if m.qk_norm:
+      q_BTHK = RMSNorm(m.norm_eps, None, name="q_norm")(q_BTHK)
+      k_BTHK = RMSNorm(m.norm_eps, None, name="k_norm")(k_BTHK)
+    q_BTHK, k_BTHK = _rotate(q_BTHK, shared), _rotate(k_BTHK, shared)
     v_BTHK = v.reshape(b, t, m.kv_heads, m.head_size)
     mixed_BTHK = jax.nn.dot_product_attention(
       q_BTHK, k_BTHK, v_BTHK, mask=shared.mask_BTT[:, None], implementation=m.kernel
@@ -146,6 +162,8 @@ class Block(nn.Module):
     w_DF = _weight(self, name, (x_BTD.shape[-1], d_out), names, x_BTD.shape[-1] ** -0.5)
     # Two-dimensional: the backward pass of a batched product is 1.6 times slower on CPU.
     y_NF = x_BTD.reshape(-1, x_BTD.shape[-1]) @ w_DF.astype(x_BTD.dtype)
+    if self.model.qkv_bias and name in BIASED:
+      y_NF = y_NF + self._bias(name, d_out).astype(y_NF.dtype)
     y_BTF = y_NF.reshape(*x_BTD.shape[:-1], d_out)
     if name not in layer:
       return y_BTF
@@ -154,6 +172,11 @@ class Block(nn.Module):
       x_BTD = lora.dropout(key, x_BTD, self.dropout)
     a, b = layer[name]
     return y_BTF + lora.delta(x_BTD, a, b, shared.weights_BTE)
+
+  def _bias(self, name, d_out) -> Array:
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes.HEADS,))
+    bias_F: Any = self.param(f"{name}_bias", zeros, (d_out,), jnp.float32)
+    return bias_F[None]
 
 
 def _rotate(x_BTHK: Array, shared: Shared) -> Array:
@@ -193,7 +216,7 @@ class Decoder(nn.Module):
     self.trunk_layers = stack(m.trunk_layers) if m.trunk_layers else None
     n_upper = m.layers - m.trunk_layers
     self.upper_layers = stack(n_upper) if n_upper else None
-    self.norm = RMSNorm(m.norm_eps)
+    self.norm = RMSNorm(m.norm_eps, axes.EMBED)
     if not m.tied:
       init = nn.with_logical_partitioning(
         nn.initializers.normal(m.d_model**-0.5), (axes.EMBED, axes.VOCAB)
@@ -225,3 +248,13 @@ class Decoder(nn.Module):
     """The plain base: every piece once, as initialisation needs it."""
     s = shared(self.model, position_BT, mask_BTT, None)
     return self.unembed(self.upper(self.trunk(self.embed(tokens_BT), s), {}, s))
+
+
+def init(decoder: Decoder, key: Array) -> Any:
+  """Fresh parameters of a base, boxed with logical axis names."""
+  tokens_BT, mask_BTT = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2, 2), bool)
+  params = decoder.init(key, tokens_BT, tokens_BT, mask_BTT)["params"]
+  if decoder.model.qk_init == "equal":
+    for name in params.keys() & {"trunk_layers", "upper_layers"}:
+      params[name] = equal_qk(dict(params[name]), decoder.model)
+  return params
