@@ -25,6 +25,7 @@ setuptools.setup(
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "rich>=14.0",
+    "safetensors>=0.6",
     "scipy>=1.15",
     "tensorboardX>=2.6",
     "tensorflow-datasets>=4.9.10",
@@ -46,6 +47,6 @@ setuptools.setup(
     ],
     "gpu": ["jax[cuda13]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
-    "parity": ["torch==2.13.0", "transformers>=4.57"],
+    "parity": ["torch==2.13.0", "transformers>=4.57", "peft>=0.17"],
   },
 )

@@ -9,7 +9,7 @@ FLOORS = (
   ("nn", "routing", "information", "losses", "optim", "sharding", "manifest"),
   ("experts", "data"),
   ("compose",),
-  ("step", "checkpoints"),
+  ("step", "checkpoints", "hf"),
   ("evals", "workdir", "progress"),
   ("train", "audit"),
 )

@@ -1,0 +1,112 @@
+"""Weights of a folder, tensor by tensor, straight to their shards."""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array
+
+from iclm import config
+from iclm.config import InputError
+from iclm.hf import description, names
+from iclm.hf import tensors as files
+
+COMPARED_ROWS = 4096  # Of two heads that are compared at a time.
+
+
+def load_base(
+  folder: str | pathlib.Path, model: config.Model, mesh: Mesh, *, fsdp: bool
+) -> dict[str, Any]:
+  """The parameters of a base, `params["base"]`, from a folder that `transformers` wrote.
+
+  Every header is checked before the first weight is read. Each process reads what its devices
+  hold. Beyond the parameters themselves, host memory holds one tensor of one layer at a time: its
+  shards as the file has them and in float32.
+
+  Args:
+    model: what `read_model` says of the folder, and how it is to be computed.
+    fsdp: as `config.fsdp`.
+
+  Returns:
+    float32 arrays, sharded as `iclm.sharding` says; float16 and bfloat16 are cast without loss.
+
+  Raises:
+    InputError: `model` is another one than the folder's, a size does not divide over the mesh, a
+      tensor is missing, unexpected, of another shape or dtype, or a file is missing or truncated.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  description.check_agreement(model, folder)
+  boxed = names.abstract(model, model.vocab_size)
+  parameters, places = names.parameters(model, boxed), names.shardings(boxed, mesh, fsdp)
+  leaves = jax.tree.leaves(parameters)
+  expected = {tensor: p.tensor_shape for p in leaves for tensor in p.tensors}
+  with files.Tensors(folder) as tensors:
+    files.check(tensors, expected, names.ignored(model, set(tensors.found)), folder)
+    _check_tied(model, tensors)
+    read = functools.partial(_parameter, tensors)
+    return jax.tree.map(read, parameters, places)
+
+
+def _parameter(tensors: files.Tensors, p: names.Parameter, place: NamedSharding) -> Array:
+  if not p.stacked:
+    return _tensor(tensors, p.tensors[0], p.transposed, p.shape, place)
+  # Filled in place: stacked on the host, all layers would lie there at once.
+  zeros, fill = _filling(p.shape, place)
+  whole = zeros()
+  for i, name in enumerate(p.tensors):
+    layer = _tensor(tensors, name, p.transposed, p.shape[1:], names.of_layer(place))
+    whole = fill(whole, layer, i).block_until_ready()
+  return whole
+
+
+@functools.cache
+def _filling(shape: tuple[int, ...], place: NamedSharding) -> tuple[Any, Any]:
+  """A stacked parameter of zeros, and what puts one layer into it in place."""
+  fill = lambda whole, layer, i: jax.lax.dynamic_update_index_in_dim(whole, layer, i, 0)
+  return (
+    jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=place),
+    jax.jit(fill, donate_argnums=0, out_shardings=place),
+  )
+
+
+def _tensor(
+  tensors: files.Tensors,
+  name: str,
+  transposed: bool,
+  shape: tuple[int, ...],
+  place: NamedSharding,
+) -> Array:
+  """One tensor, each part of it read once, however many devices hold it."""
+  read: dict[tuple, np.ndarray] = {}
+
+  def part(index: Any) -> np.ndarray:
+    span = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True))
+    key = tuple((s.start, s.stop) for s in span)
+    if key not in read:
+      found = tensors.read(name, span[::-1] if transposed else span)
+      read[key] = np.ascontiguousarray(found.T if transposed else found, np.float32)
+    return read[key]
+
+  return jax.make_array_from_callback(shape, place, part)
+
+
+def _check_tied(model: config.Model, tensors: files.Tensors) -> None:
+  """A head that is saved beside a tied embedding must be that embedding."""
+  if not (model.tied and names.HEAD in tensors.found):
+    return
+  head = tensors.found[names.HEAD]
+  same = head.shape == tensors.found[names.EMBEDDING].shape
+  n_rows = head.shape[0] if same else 0
+  for first in range(0, n_rows, COMPARED_ROWS):
+    rows = (slice(first, min(first + COMPARED_ROWS, n_rows)),)
+    a, b = (tensors.read(name, rows) for name in (names.HEAD, names.EMBEDDING))
+    same = same and np.array_equal(a, b)
+  if not same:
+    raise InputError(
+      f"{head.file}: {names.HEAD} is not {names.EMBEDDING}, though config.json says "
+      "tie_word_embeddings"
+    )

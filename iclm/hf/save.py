@@ -1,0 +1,136 @@
+"""Weights of a base as a folder that `transformers` loads; whole, or not at all."""
+
+import json
+import math
+import os
+import pathlib
+import shutil
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from safetensors.numpy import save_file
+
+from iclm import config
+from iclm.config import InputError
+from iclm.data.tokenizer import Tokenizer
+from iclm.hf import description, names
+from iclm.hf import tensors as files
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def save_base(
+  params: Any,
+  model: config.Model,
+  folder: str | pathlib.Path,
+  *,
+  dtype: Dtype,
+  max_bytes: int,
+  tokenizer: Tokenizer | None,
+) -> None:
+  """Writes config.json, safetensors and, where given, the tokenizer, as `transformers` reads them.
+
+  The folder appears under its name once it is complete. Host memory holds at most one file's
+  tensors, twice, and the float32 of one more tensor.
+
+  Args:
+    params: `params["base"]`, all of it addressable by this process.
+    folder: must not exist, or be empty.
+    dtype: of the saved weights; what was loaded from a file of that dtype is written bitwise.
+    max_bytes: of the tensors in one file; a tensor above it gets a file of its own.
+
+  Raises:
+    InputError: no family of `transformers` computes what this model does, the parameters are not
+      those of `model`, or the folder exists or cannot be written.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  vocab_size = params["embedding"].shape[0]
+  told = description.describe(model, vocab_size, dtype)
+  if not told["max_position_embeddings"]:
+    raise InputError(
+      "config.model.context = 0: say how long an input the exported base is made for"
+    )
+  boxed = names.abstract(model, vocab_size)
+  parameters = names.parameters(model, boxed)
+  _check_same(params, parameters)
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise InputError(f"{folder} exists already; name a folder that does not")
+  beside = folder.parent / f".{folder.name}.{os.getpid()}"
+  try:
+    beside.mkdir(parents=True)
+    _write_tensors(beside, params, parameters, jnp.dtype(dtype), max_bytes)
+    if tokenizer is not None:
+      told |= _write_tokenizer(beside, tokenizer)
+    _write_json(beside / description.CONFIG, told)
+    if folder.exists():
+      folder.rmdir()
+    beside.rename(folder)
+  except OSError as error:
+    raise InputError(f"cannot write {folder}: {error.strerror or error}") from None
+  finally:
+    shutil.rmtree(beside, ignore_errors=True)
+
+
+def _check_same(params: Any, parameters: Any) -> None:
+  path = lambda p: jax.tree_util.keystr(p, simple=True, separator="/")
+  shapes = lambda tree: {path(p): tuple(x.shape) for p, x in jax.tree.leaves_with_path(tree)}
+  ours, wanted = shapes(params), shapes(parameters)
+  for name in sorted(ours.keys() | wanted.keys()):
+    have, want = ours.get(name), wanted.get(name)
+    if have != want:
+      told = ["absent" if x is None else list(x) for x in (have, want)]
+      raise InputError(f"parameter {name} is {told[0]}, where config.model asks for {told[1]}")
+
+
+class _Part(NamedTuple):
+  """A tensor to be written: a parameter, or one layer of it."""
+
+  name: str
+  of: names.Parameter
+  value: Array
+  layer: int
+
+  def tensor(self, dtype: np.dtype) -> np.ndarray:
+    one = np.asarray(self.value[self.layer] if self.of.stacked else self.value)
+    return np.ascontiguousarray(one.T if self.of.transposed else one, dtype)
+
+
+def _write_tensors(
+  folder: pathlib.Path, params: Any, parameters: Any, dtype: np.dtype, max_bytes: int
+) -> None:
+  pairs = zip(jax.tree.leaves(parameters), jax.tree.leaves(params), strict=True)
+  parts = [_Part(name, p, x, i) for p, x in pairs for i, name in enumerate(p.tensors)]
+  size = lambda part: math.prod(part.of.tensor_shape) * dtype.itemsize
+  groups, filled = [[]], 0
+  for part in parts:
+    if groups[-1] and filled + size(part) > max_bytes:
+      groups, filled = [*groups, []], 0
+    groups[-1].append(part)
+    filled += size(part)
+  weight_map = {}
+  for g, group in enumerate(groups):
+    file = f"model-{g + 1:05}-of-{len(groups):05}.safetensors" if len(groups) > 1 else files.SINGLE
+    held = {part.name: part.tensor(dtype) for part in group}
+    save_file(held, folder / file, metadata={"format": "pt"})  # Transformers insists on it.
+    weight_map |= dict.fromkeys(held, file)
+  if len(groups) > 1:
+    about = {"total_size": sum(map(size, parts))}
+    _write_json(folder / files.INDEX, {"metadata": about, "weight_map": weight_map})
+
+
+def _write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, int | None]:
+  """The tokenizer's files. Returns its special ids, for config.json."""
+  (folder / "tokenizer.json").write_text(tokenizer.to_json(), "utf-8")
+  ids = {name: getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
+  spelt = {added["id"]: added["content"] for added in json.loads(tokenizer.json)["added_tokens"]}
+  named = {f"{name}_token": spelt[i] for name, i in ids.items() if i in spelt}
+  about = {"tokenizer_class": "PreTrainedTokenizerFast"}
+  _write_json(folder / "tokenizer_config.json", about | named)
+  return {f"{name}_token_id": i for name, i in ids.items()}
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+  path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")

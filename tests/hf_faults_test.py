@@ -1,0 +1,215 @@
+"""Folders at fault are refused in one sentence, before a weight is read; nothing half-written."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny
+from hf_families import GOLDEN
+from hf_test import load, model_of, one_device
+from safetensors.numpy import load_file, save_file
+
+from iclm import axes, config, hf
+from iclm.config import InputError
+from iclm.hf import description
+
+SHARD = "model-00002-of-00003.safetensors"
+KINDS = {"dtype": "float32", "max_bytes": 8_000, "tokenizer": None}
+
+
+@pytest.fixture
+def folder(tmp_path) -> pathlib.Path:
+  return pathlib.Path(shutil.copytree(GOLDEN / "llama_sharded", tmp_path / "theirs"))
+
+
+def refused(folder: pathlib.Path, match: str, model: config.Model | None = None) -> None:
+  model = model or model_of(GOLDEN / "llama_sharded")
+  with pytest.raises(InputError, match=match) as told:
+    hf.load_base(folder, model, one_device(), fsdp=False)
+  assert "\n" not in str(told.value)
+
+
+def rewrite(folder: pathlib.Path, file: str, change) -> None:
+  held = load_file(folder / file)
+  change(held)
+  save_file(held, folder / file)
+
+
+def edit_json(path: pathlib.Path, change) -> None:
+  value = json.loads(path.read_text())
+  change(value)
+  path.write_text(json.dumps(value))
+
+
+def holding(folder: pathlib.Path, file: str, part: str) -> str:
+  return next(name for name in sorted(load_file(folder / file)) if part in name)
+
+
+def test_a_missing_shard(folder):
+  (folder / SHARD).unlink()
+  refused(folder, f"{SHARD} is missing, which model.safetensors.index.json names")
+
+
+@pytest.mark.parametrize("kept", [3, 100, -4])
+def test_a_truncated_file(folder, kept):
+  whole = (folder / SHARD).read_bytes()
+  (folder / SHARD).write_bytes(whole[:kept])
+  refused(folder, f"{SHARD} is no whole safetensors file: ")
+
+
+def test_a_tensor_that_is_missing_unexpected_or_elsewhere(folder):
+  name = holding(folder, SHARD, "weight")
+  rewrite(folder, SHARD, lambda held: held.pop(name))
+  refused(folder, f"tensor {name} is in model.safetensors.index.json and not in {SHARD}")
+  index = folder / "model.safetensors.index.json"
+  edit_json(index, lambda value: value["weight_map"].pop(name))
+  refused(folder, f"tensor {name} is missing, of shape .*; did you mean 'model.layers")
+  rewrite(folder, SHARD, lambda held: held.update({f"{name}s": np.zeros((2, 3), np.float32)}))
+  refused(folder, f"tensor {name}s is in {SHARD} and not in model.safetensors.index.json")
+
+
+def test_config_and_weights_that_disagree(folder):
+  edit_json(folder / "config.json", lambda value: value.update(num_hidden_layers=1))
+  model = model_of(folder, model__trunk_layers=0)
+  refused(folder, r"model\.layers\.1\..*, of shape .* has no place in the model of config", model)
+  edit_json(folder / "config.json", lambda value: value.update(num_hidden_layers=3))
+  refused(folder, r"tensor model\.layers\.2\..* is missing", model_of(folder))
+  edit_json(
+    folder / "config.json", lambda value: value.update(num_hidden_layers=2, intermediate_size=28)
+  )
+  told = r"down_proj\.weight has shape \[16, 24\], where config\.json asks for \[16, 28\]"
+  refused(folder, told, model_of(folder))
+  told = r"config\.model\.d_ff = 24 does not agree with .*config.json, which has 28"
+  refused(folder, told, model_of(GOLDEN / "llama_sharded"))
+
+
+def test_a_dtype_that_is_not_read(folder):
+  name = holding(folder, SHARD, "weight")
+  rewrite(folder, SHARD, lambda held: held.update({name: held[name].astype(np.int8)}))
+  refused(folder, f"tensor {name} is of dtype I8; only F32, F16, BF16 are read")
+
+
+def test_a_head_beside_a_tied_embedding(tmp_path):
+  folder = pathlib.Path(shutil.copytree(GOLDEN / "qwen2", tmp_path / "theirs"))
+  file, model = "model.safetensors", model_of(GOLDEN / "qwen2")
+  embedding = load_file(folder / file)["model.embed_tokens.weight"]
+  rewrite(folder, file, lambda held: held.update({"lm_head.weight": embedding}))
+  same = hf.load_base(folder, model, one_device(), fsdp=False)
+  jax.tree.map(np.testing.assert_array_equal, same, load(GOLDEN / "qwen2")[1])
+  rewrite(folder, file, lambda held: held.update({"lm_head.weight": embedding + 1}))
+  refused(folder, "lm_head.weight is not model.embed_tokens.weight", model)
+
+
+def test_pickles_and_empty_folders(tmp_path):
+  shutil.copy(GOLDEN / "llama" / "config.json", tmp_path)
+  model = model_of(GOLDEN / "llama")
+  refused(tmp_path, "holds neither model.safetensors nor model.safetensors.index.json", model)
+  (tmp_path / "pytorch_model.bin").write_bytes(b"")
+  refused(tmp_path, "pytorch_model.bin is pickled, and never read", model)
+  (tmp_path / "model.safetensors.index.json").write_text("[]")
+  refused(tmp_path, "is no index of safetensors files", model)
+  with pytest.raises(InputError, match=r"holds no config\.json"):
+    hf.read_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+  ("changes", "told"),
+  [
+    ({"architectures": ["LlamaModel"]}, "'LlamaModel' is not supported; did you mean 'LlamaFor"),
+    ({"architectures": ["Gemma"], "model_type": "gemma"}, "'Gemma' is not supported"),
+    ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; only 'silu' is"),
+    ({"attention_bias": True}, "attention_bias = True is not supported"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not supported"),
+    ({"num_hidden_layers": "2"}, "num_hidden_layers = '2' must be a positive whole number"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers = 0 must be a positive whole number"),
+    ({"hidden_size": None}, "hidden_size = None must be a positive whole number"),
+    ({"rms_norm_eps": "small"}, "rms_norm_eps = 'small' must be a number"),
+    ({"num_key_value_heads": 3}, "num_attention_heads = 4 is no multiple of num_key_value_heads"),
+    ({"head_dim": None, "num_attention_heads": 6}, "hidden_size = 16 does not divide into"),
+    ({"head_dim": 5}, "head_dim = 5 must be even for RoPE"),
+    ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type = 'yarn' is not supported; valid are"),
+    ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1.0}}, "lacks factor"),
+    ({"rope_parameters": [1]}, "must be an object"),
+  ],
+)
+def test_what_a_config_may_not_say(folder, changes, told):
+  edit_json(folder / "config.json", lambda value: value.update(changes))
+  with pytest.raises(InputError, match=told):
+    hf.read_model(folder)
+
+
+def test_a_config_that_is_no_json_or_lacks_a_key(folder):
+  edit_json(folder / "config.json", lambda value: value.pop("vocab_size"))
+  with pytest.raises(InputError, match="lacks vocab_size: a positive whole number is needed"):
+    hf.read_model(folder)
+  (folder / "config.json").write_text("{")
+  with pytest.raises(InputError, match="cannot be read as JSON"):
+    hf.read_model(folder)
+  (folder / "config.json").write_text("[]")
+  with pytest.raises(InputError, match="one JSON object, not list"):
+    hf.read_model(folder)
+
+
+def test_a_window_on_some_layers_only(tmp_path):
+  folder = pathlib.Path(shutil.copytree(GOLDEN / "qwen2_window", tmp_path / "theirs"))
+  edit_json(
+    folder / "config.json", lambda value: value.update(layer_types=None, max_window_layers=1)
+  )
+  with pytest.raises(InputError, match="sliding_window holds for some layers only"):
+    hf.read_model(folder)
+
+
+def test_sizes_that_do_not_divide_over_the_mesh():
+  devices = np.asarray([jax.devices()[0]] * 3).reshape(1, 1, 3)
+  mesh = jax.sharding.Mesh(devices, axes.MESH)
+  with pytest.raises(InputError, match=r"does not fit the mesh .*'model': 3.*change config.mesh"):
+    hf.load_base(GOLDEN / "llama", model_of(GOLDEN / "llama"), mesh, fsdp=False)
+
+
+def test_nothing_half_written(tmp_path, monkeypatch):
+  model, params = load(GOLDEN / "llama")
+  (tmp_path / "old").mkdir()
+  (tmp_path / "old" / "x").touch()
+  with pytest.raises(InputError, match="old exists already"):
+    hf.save_base(params, model, tmp_path / "old", **KINDS)
+  monkeypatch.setattr(description, "CONFIG", "nowhere/config.json")
+  with pytest.raises(InputError, match=r"cannot write .*new: No such file"):
+    hf.save_base(params, model, tmp_path / "new", **KINDS)
+  assert os.listdir(tmp_path) == ["old"]
+
+
+@pytest.mark.parametrize(
+  ("changes", "told"),
+  [
+    ({"attention": "prefix"}, "attention = 'prefix': no family has it"),
+    ({"position_gap": 3}, "position_gap = 3: no family has it"),
+    ({"qkv_bias": True, "qk_norm": True}, "no family has both"),
+    ({"context": 0}, "context = 0: say how long"),
+    ({"layers": 3}, r"upper_layers/attention_norm/gain is \[1, 16\], .* asks for \[2, 16\]"),
+    ({"qk_norm": True}, r"k_norm/gain is absent, where config.model asks for \[1, 4\]"),
+  ],
+)
+def test_what_cannot_be_saved_is_refused_by_name(changes, told, tmp_path):
+  _, params = load(GOLDEN / "llama")
+  model = config.schema.Model(**vars(model_of(GOLDEN / "llama")) | changes)
+  with pytest.raises(InputError, match=told):
+    hf.save_base(params, model, tmp_path / "new", **KINDS)
+  assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("changes", "told"),
+  [
+    ({"rope_scaling.factor": 0.5}, "factor = 0.5 is less than 1"),
+    ({"rope_scaling.low_freq_factor": 4.0}, "needs 0 < low_freq_factor"),
+    ({"window": -1}, "window = -1 is negative"),
+    ({"context": 64}, "is longer than config.model.context = 64"),
+  ],
+)
+def test_config_keys_that_contradict_each_other(changes, told):
+  with pytest.raises(InputError, match=told):
+    tiny(**{f"model__{key.replace('.', '__')}": value for key, value in changes.items()})

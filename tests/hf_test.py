@@ -1,0 +1,243 @@
+"""Weights in and out of folders of transformers, held against its answers without torch."""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny
+from hf_families import FAMILIES, GOLDEN, expected
+from safetensors.numpy import load_file
+
+from iclm import config, hf, sharding
+from iclm.data import tokenizer
+from iclm.hf import description
+from iclm.nn import rope, transformer
+
+ROOT = pathlib.Path(__file__).parents[1]
+TOLERANCE = 2e-4  # Of logits and states, absolute, float32 on a CPU.
+
+
+def one_device():
+  return sharding.make_mesh(config.Mesh(data=1, expert=1, model=1))
+
+
+def model_of(folder: pathlib.Path, **changes) -> config.Model:
+  """The folder's model; its lowest layer is the trunk."""
+  flat = {
+    f"model__{key}": value for key, value in hf.read_model(folder).items() if key != "rope_scaling"
+  }
+  scaling = hf.read_model(folder)["rope_scaling"]
+  flat |= {f"model__rope_scaling__{key}": value for key, value in scaling.items()}
+  return tiny(**{"model__trunk_layers": 1, "data__seq_len": 32} | flat | changes).model
+
+
+@functools.cache
+def load(folder: pathlib.Path):
+  model = model_of(folder)
+  return model, hf.load_base(folder, model, one_device(), fsdp=False)
+
+
+def answer(model: config.Model, params, tokens_BT) -> tuple[np.ndarray, np.ndarray]:
+  """Logits, and the states that transformers tells: embedded, after each layer, the last normed."""
+  b, t = tokens_BT.shape
+  decoder = transformer.Decoder(model, model.vocab_size, 0.0)
+  call = lambda method, *args: decoder.apply({"params": params}, *args, method=method)
+  position_BT = jnp.broadcast_to(jnp.arange(t)[None], (b, t))
+  mask_BTT = transformer.attention_mask(jnp.ones((b, t), jnp.int32), None)
+  mask_BTT = transformer.within(mask_BTT, position_BT, model.window)
+  shared = transformer.shared(model, position_BT, mask_BTT, None)
+  embedded_BTD = call("embed", tokens_BT)
+  trunk_BTD = call("trunk", embedded_BTD, shared)
+  last_BTD = call("upper", trunk_BTD, {}, shared)
+  normed_BTD = (
+    transformer.rms_normalise(last_BTD, model.norm_eps) * params["norm"]["gain"][None, None]
+  )
+  return call("unembed", last_BTD), np.stack([embedded_BTD, trunk_BTD, normed_BTD])
+
+
+def bitwise(folder: pathlib.Path, other: pathlib.Path) -> None:
+  """The same tensors under the same names, dtypes and all."""
+  ours, theirs = (
+    {name: x for file in f.glob("model*.safetensors") for name, x in load_file(file).items()}
+    for f in (folder, other)
+  )
+  assert ours.keys() == theirs.keys()
+  for name in ours:
+    assert ours[name].dtype == theirs[name].dtype, name
+    np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_answers_as_in_transformers(name):
+  folder = GOLDEN / name
+  model, params = load(folder)
+  want = expected(folder)
+  logits_BTV, states_LBTD = answer(model, params, jnp.asarray(want["tokens_BT"]))
+  np.testing.assert_allclose(states_LBTD, want["states_LBTD"], rtol=0, atol=TOLERANCE)
+  np.testing.assert_allclose(logits_BTV, want["logits_BTV"], rtol=0, atol=TOLERANCE)
+  print(name, np.abs(logits_BTV - want["logits_BTV"]).max())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_saved_is_what_was_loaded(name, tmp_path):
+  model, params = load(GOLDEN / name)
+  hf.save_base(params, model, tmp_path / "out", dtype="float32", max_bytes=8_000, tokenizer=None)
+  bitwise(tmp_path / "out", GOLDEN / name)
+  assert hf.read_model(tmp_path / "out") == hf.read_model(GOLDEN / name)
+  again = hf.load_base(tmp_path / "out", model, one_device(), fsdp=False)
+  jax.tree.map(np.testing.assert_array_equal, params, again)
+  index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+  assert len(set(index["weight_map"].values())) > 1
+
+
+def test_half_precision_comes_back_bitwise(tmp_path):
+  model, params = load(GOLDEN / "qwen2")
+  kinds = {"max_bytes": 10**9, "tokenizer": None}
+  for dtype in ("bfloat16", "float16"):
+    one, two = tmp_path / dtype, tmp_path / f"{dtype}_again"
+    hf.save_base(params, model, one, dtype=dtype, **kinds)
+    rounded = hf.load_base(one, model, one_device(), fsdp=False)
+    assert {x.dtype for x in jax.tree.leaves(rounded)} == {np.dtype("float32")}
+    hf.save_base(rounded, model, two, dtype=dtype, **kinds)
+    bitwise(one, two)
+
+
+def test_the_tokenizer_goes_along(tmp_path):
+  model, params = load(GOLDEN / "llama")
+  made = tokenizer.train(["one two"], 259, tokenizer.WORDS)
+  hf.save_base(params, model, tmp_path / "out", dtype="float32", max_bytes=10**9, tokenizer=made)
+  assert tokenizer.load(tmp_path / "out" / "tokenizer.json") == made
+  about = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+  assert (about["bos_token"], about["eos_token"], about["pad_token"]) == ("<bos>", "<eos>", "<pad>")
+  assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 2
+
+
+def test_llama3_slows_the_slow_pairs_by_hand():
+  # 2 pi turns fit in 48 tokens 7.64 times, of speeds 50^(-i/4): 7.64, 2.87, 1.08 and 0.406 turns.
+  # Kept: all of the first, (2.87 - 1) / 3 = 0.624, 0.027 and nothing; the rest goes at 1/8.
+  got = rope.slowed(model_of(GOLDEN / "llama3"))
+  want = [1.0, 0.624 + 0.376 / 8, 0.027 + 0.973 / 8, 1 / 8]
+  np.testing.assert_allclose(got, want, atol=1e-3)
+  np.testing.assert_array_equal(rope.slowed(model_of(GOLDEN / "llama_linear")), [0.25, 0.25])
+
+
+def test_a_window_hides_what_lies_further_back():
+  mask_BTT = transformer.attention_mask(jnp.ones((1, 4), jnp.int32), None)
+  seen = transformer.within(mask_BTT, jnp.arange(4)[None], 2)[0].astype(int)
+  assert ["".join(map(str, row)) for row in seen.tolist()] == ["1000", "1100", "0110", "0011"]
+  assert transformer.within(mask_BTT, jnp.arange(4)[None], 0) is mask_BTT
+
+
+OLD = {  # As Llama 3.1 and Mistral came out.
+  "architectures": ["LlamaForCausalLM"],
+  "hidden_size": 4096,
+  "intermediate_size": 14336,
+  "max_position_embeddings": 131072,
+  "num_attention_heads": 32,
+  "num_hidden_layers": 32,
+  "num_key_value_heads": 8,
+  "rms_norm_eps": 1e-05,
+  "rope_scaling": {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+  },
+  "rope_theta": 500000.0,
+  "vocab_size": 128256,
+}
+
+
+def described(folder: pathlib.Path, **changes) -> dict:
+  folder.mkdir(exist_ok=True)
+  (folder / "config.json").write_text(json.dumps(OLD | changes))
+  return hf.read_model(folder)
+
+
+def test_config_files_of_older_releases_are_read(tmp_path):
+  got = described(tmp_path / "x")
+  assert got["head_size"] == 128 and got["rope_theta"] == 5e5 and not got["tied"]
+  assert got["rope_scaling"]["original_length"] == 8192 and got["window"] == 0
+  got = described(tmp_path / "x", architectures=["MistralForCausalLM"], rope_scaling=None)
+  assert got["window"] == 4096 and got["rope_scaling"] == {"kind": "none"}
+  got = described(
+    tmp_path / "x", architectures=["Qwen2ForCausalLM"], rope_scaling={"type": "linear", "factor": 2}
+  )
+  assert got["window"] == 0 and got["qkv_bias"]
+  assert got["rope_scaling"] == {"kind": "linear", "factor": 2.0}
+  assert described(tmp_path / "x", architectures=None, model_type="qwen3")["qk_norm"]
+
+
+@pytest.mark.parametrize(
+  ("changes", "architecture"),
+  [
+    ({}, "Llama"),
+    ({"window": 4}, "Mistral"),
+    ({"heads": 3, "kv_heads": 3, "head_size": 4}, "Mistral"),  # 16 does not divide into 3.
+    ({"qkv_bias": True, "window": 4}, "Qwen2"),
+    ({"qk_norm": True, "tied": True}, "Qwen3"),
+  ],
+)
+def test_a_model_of_ours_finds_its_family(changes, architecture, tmp_path):
+  model = tiny(
+    **{f"model__{key}": value for key, value in changes.items()}, model__context=128
+  ).model
+  told = description.describe(model, 23, "float32")
+  assert told["architectures"] == [f"{architecture}ForCausalLM"]
+  (tmp_path / "config.json").write_text(json.dumps(told))
+  for key, value in hf.read_model(tmp_path).items():
+    if key not in ("rope_scaling", "vocab_size"):
+      assert getattr(model, key) == value, key
+
+
+SHARDED = """
+import json
+import jax
+import jax.numpy as jnp
+import numpy as np
+from iclm import config, hf, sharding
+from iclm.hf import names
+from tests.hf_families import GOLDEN
+from hf_test import model_of
+
+found = {}
+for name in ("llama_sharded", "qwen2", "qwen3"):
+  model, held = model_of(GOLDEN / name), []
+  for sizes, fsdp in (((1, 1, 1), False), ((8, 1, 1), True), ((2, 2, 2), True), ((4, 1, 2), False)):
+    if model.kv_heads % sizes[2]:
+      continue
+    mesh = sharding.make_mesh(config.Mesh(*sizes))
+    params = hf.load_base(GOLDEN / name, model, mesh, fsdp=fsdp)
+    held.append(jax.tree.map(np.asarray, params))
+    jax.tree.map(np.testing.assert_array_equal, held[0], held[-1])
+    places = names.shardings(names.abstract(model, model.vocab_size), mesh, fsdp)
+    assert jax.tree.map(lambda x: x.sharding, params) == places
+    layers = params["upper_layers"]
+    every = layers["q"], layers["down"], params["embedding"]
+    found[f"{name} {sizes}"] = [x.addressable_shards[0].data.shape for x in every]
+print(json.dumps(found))
+"""
+
+
+def test_eight_devices_hold_their_part_of_the_same_weights():
+  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+  path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+  env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+  done = subprocess.run(
+    [sys.executable, "-c", SHARDED], env=env, cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  found = json.loads(done.stdout.splitlines()[-1])
+  # q is (layers, D, heads * head size) = (1, 16, 16), down (1, 24, 16), the embedding (32, 16).
+  assert found["llama_sharded (1, 1, 1)"] == [[1, 16, 16], [1, 24, 16], [32, 16]]
+  assert found["llama_sharded (2, 2, 2)"] == [[1, 8, 8], [1, 12, 8], [32, 8]]
+  assert found["llama_sharded (8, 1, 1)"] == [[1, 2, 16], [1, 24, 2], [32, 2]]
+  assert found["llama_sharded (4, 1, 2)"] == [[1, 16, 8], [1, 12, 16], [32, 16]]
