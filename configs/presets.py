@@ -2,6 +2,8 @@
 
 from ml_collections import config_dict
 
+_LARGE = {"dtype": "bfloat16", "remat": True}
+
 
 def _shape(layers, d_model, heads, kv_heads, d_ff, **changes) -> config_dict.ConfigDict:
   shape = config_dict.create(
@@ -65,9 +67,23 @@ def base_30m() -> config_dict.ConfigDict:
 
 def tinyllama_1b() -> config_dict.ConfigDict:
   """1.1B parameters: Zhang et al. 2024 (arXiv 2401.02385)."""
-  return _shape(22, 2048, 32, 4, 5632, dtype="bfloat16", remat=True)
+  return _shape(22, 2048, 32, 4, 5632, context=2048, vocab_size=32_000, **_LARGE)
 
 
 def llama2_7b() -> config_dict.ConfigDict:
   """6.7B parameters: Touvron et al. 2023 (arXiv 2307.09288)."""
-  return _shape(32, 4096, 32, 32, 11008, dtype="bfloat16", remat=True)
+  return _shape(32, 4096, 32, 32, 11008, context=4096, vocab_size=32_000, **_LARGE)
+
+
+def llama3_8b() -> config_dict.ConfigDict:
+  """8.0B parameters: Llama 3.1 (arXiv 2407.21783). Llama 3 has no rope_scaling and context 8192."""
+  scaling = {"kind": "llama3", "factor": 8.0}
+  more = {"rope_theta": 5e5, "rope_scaling": scaling, "context": 131_072, "vocab_size": 128_256}
+  return _shape(32, 4096, 32, 8, 14336, **_LARGE | more)
+
+
+def qwen3_4b() -> config_dict.ConfigDict:
+  """4.0B parameters: Qwen 3 (arXiv 2505.09388)."""
+  more = {"head_size": 128, "rope_theta": 1e6, "norm_eps": 1e-6, "tied": True, "qk_norm": True}
+  more |= {"context": 40_960, "vocab_size": 151_936}
+  return _shape(36, 2560, 32, 8, 9728, **_LARGE | more)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclm import compose, optim, routing, sharding, step, workdir
+from iclm import compose, hf, optim, routing, sharding, step, workdir
 from iclm.config import Config, InputError, to_dict
 from iclm.data import assemble, pipeline
 from iclm.data.records import Example
@@ -57,9 +57,11 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
   """
   step.check_weights(c)
   mesh = sharding.make_mesh(c.mesh)
-  # Data at fault is told before the folder is this config's own.
+  # Data, or a base, at fault is told before the folder is this config's own.
   training = assemble.training_rows(c)
   sets = {name: assemble.examples(source, c.data) for name, source in c.evaluation.sets.items()}
+  if c.checkpoint.init_from and hf.is_folder(c.checkpoint.init_from):
+    hf.check_base(c.checkpoint.init_from, c.model)
   with workdir.claim(folder, c):
     return _fit(c, folder, title, mesh, training, sets)
 
@@ -113,23 +115,32 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, training, sets) -> R
 
 
 def _tokenizer(c: Config, folder: pathlib.Path, training) -> Tokenizer:
-  """The run's own tokenizer: that of the run it starts from, or one made now and kept."""
+  """The run's own tokenizer: that of what it starts from, or one made now and kept."""
   path = folder / "tokenizer.json"
   if path.exists():
     return Tokenizer.from_json(path.read_text())
-  if c.checkpoint.init_from:
-    made = workdir.load_run(pathlib.Path(c.checkpoint.init_from)).tokenizer
-  else:
+  source = pathlib.Path(c.checkpoint.init_from).expanduser()
+  if not c.checkpoint.init_from or (hf.is_folder(source) and c.data.tokenizer.path):
     made = assemble.make_tokenizer(c, training)
+  elif hf.is_folder(source):
+    made = hf.load_tokenizer(source)
+  else:
+    made = workdir.load_run(source).tokenizer
   workdir.write_text(path, made.to_json())
   return made
 
 
 def _fresh(c: Config, model: compose.Model, tx, mesh, key, loader: pipeline.Loader):
-  """A new state: random, or with the parameters of another run, its prototypes fitted if asked."""
-  state = step.init_state(c, model, tx, mesh, key)
-  if c.checkpoint.init_from:
-    source = workdir.load_run(pathlib.Path(c.checkpoint.init_from), c.mesh)
+  """A new state: random, on a pretrained base, or of another run; prototypes fitted if asked."""
+  state, source = step.init_state(c, model, tx, mesh, key), pathlib.Path(c.checkpoint.init_from)
+  if c.checkpoint.init_from and hf.is_folder(source):
+    # The random base goes first: there need not be room for two.
+    rest = {name: part for name, part in state.params.items() if name != "base"}
+    state = state._replace(params=rest)
+    base = hf.load_base(source, c.model, mesh, fsdp=c.fsdp)
+    state = state._replace(params=rest | {"base": base})
+  elif c.checkpoint.init_from:
+    source = workdir.load_run(source, c.mesh)
     return state._replace(params=_take(state.params, source.params, c.checkpoint.init_from))
   if c.experts.kind != "none" and c.router.fit and c.router.kind in routing.LEARNED:
     state = _fit_prototypes(c, model, mesh, state, jax.random.fold_in(key, 1), loader)

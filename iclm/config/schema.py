@@ -220,7 +220,7 @@ class Checkpoint:
   every: int  # Steps, 0 only at the end.
   keep: int
   best: int  # Kept besides the newest.
-  init_from: str  # A run's folder whose parameters this run starts from; empty: fresh.
+  init_from: str  # A run's folder, or one of transformers for the base; empty: fresh.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,6 +64,12 @@ _LLAMA3 = {
 }
 
 
+def is_folder(folder: str | pathlib.Path) -> bool:
+  """Whether this is a folder of `transformers`, at fault or not: its config.json says so."""
+  path = pathlib.Path(folder).expanduser() / CONFIG
+  return path.is_file() and not {"architectures", "model_type"}.isdisjoint(_read(path))
+
+
 def read_model(folder: str | pathlib.Path) -> dict[str, Any]:
   """What a folder's config.json says of `config.model`: the keys that it settles, and no others.
 

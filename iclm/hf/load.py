@@ -12,6 +12,8 @@ from jaxtyping import Array
 
 from iclm import config
 from iclm.config import InputError
+from iclm.data import tokenizer
+from iclm.data.tokenizer import Tokenizer
 from iclm.hf import description, names
 from iclm.hf import tensors as files
 
@@ -38,17 +40,39 @@ def load_base(
     InputError: `model` is another one than the folder's, a size does not divide over the mesh, a
       tensor is missing, unexpected, of another shape or dtype, or a file is missing or truncated.
   """
-  folder = pathlib.Path(folder).expanduser()
-  description.check_agreement(model, folder)
   boxed = names.abstract(model, model.vocab_size)
   parameters, places = names.parameters(model, boxed), names.shardings(boxed, mesh, fsdp)
-  leaves = jax.tree.leaves(parameters)
-  expected = {tensor: p.tensor_shape for p in leaves for tensor in p.tensors}
-  with files.Tensors(folder) as tensors:
-    files.check(tensors, expected, names.ignored(model, set(tensors.found)), folder)
+  with _checked(pathlib.Path(folder).expanduser(), model, parameters) as tensors:
     _check_tied(model, tensors)
-    read = functools.partial(_parameter, tensors)
-    return jax.tree.map(read, parameters, places)
+    return jax.tree.map(functools.partial(_parameter, tensors), parameters, places)
+
+
+def check_base(folder: str | pathlib.Path, model: config.Model) -> None:
+  """Raises InputError where `load_base` would, the mesh apart, and reads no weights for it."""
+  boxed = names.abstract(model, model.vocab_size)
+  _checked(pathlib.Path(folder).expanduser(), model, names.parameters(model, boxed)).close()
+
+
+def _checked(folder: pathlib.Path, model: config.Model, parameters: Any) -> files.Tensors:
+  """The open files of a folder that holds these parameters and no others."""
+  description.check_agreement(model, folder)
+  expected = {tensor: p.tensor_shape for p in jax.tree.leaves(parameters) for tensor in p.tensors}
+  tensors = files.Tensors(folder)
+  try:
+    files.check(tensors, expected, names.ignored(model, set(tensors.found)), folder)
+  except InputError:
+    tensors.close()
+    raise
+  return tensors
+
+
+def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
+  """The folder's tokenizer.json.
+
+  Raises:
+    InputError: it is missing, no tokenizer, or has no end-of-sequence token.
+  """
+  return tokenizer.load(pathlib.Path(folder).expanduser() / "tokenizer.json")
 
 
 def _parameter(tensors: files.Tensors, p: names.Parameter, place: NamedSharding) -> Array:

@@ -47,6 +47,9 @@ class Tensors:
     return self
 
   def __exit__(self, *error):
+    self.close()
+
+  def close(self) -> None:
     self._stack.close()
 
   def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
