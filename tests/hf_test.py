@@ -82,7 +82,6 @@ def test_every_family_answers_as_in_transformers(name):
   logits_BTV, states_LBTD = answer(model, params, jnp.asarray(want["tokens_BT"]))
   np.testing.assert_allclose(states_LBTD, want["states_LBTD"], rtol=0, atol=TOLERANCE)
   np.testing.assert_allclose(logits_BTV, want["logits_BTV"], rtol=0, atol=TOLERANCE)
-  print(name, np.abs(logits_BTV - want["logits_BTV"]).max())
 
 
 @pytest.mark.parametrize("name", FAMILIES)

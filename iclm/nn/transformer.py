@@ -145,12 +145,8 @@ class Block(nn.Module):
     q = self._project("q", x_BTD, m.heads * m.head_size, out, layer, shared)
     k = self._project("k", x_BTD, m.kv_heads * m.head_size, out, layer, shared)
     v = self._project("v", x_BTD, m.kv_heads * m.head_size, out, layer, shared)
-    q_BTHK = q.reshape(b, t, m.heads, m.head_size)
-    k_BTHK = k.reshape(b, t, m.kv_heads, m.head_size)
-    if m.qk_norm:
-      q_BTHK = RMSNorm(m.norm_eps, None, name="q_norm")(q_BTHK)
-      k_BTHK = RMSNorm(m.norm_eps, None, name="k_norm")(k_BTHK)
-    q_BTHK, k_BTHK = _rotate(q_BTHK, shared), _rotate(k_BTHK, shared)
+    q_BTHK = self._turned("q", q.reshape(b, t, m.heads, m.head_size), shared)
+    k_BTHK = self._turned("k", k.reshape(b, t, m.kv_heads, m.head_size), shared)
     v_BTHK = v.reshape(b, t, m.kv_heads, m.head_size)
     mixed_BTHK = jax.nn.dot_product_attention(
       q_BTHK, k_BTHK, v_BTHK, mask=shared.mask_BTT[:, None], implementation=m.kernel
@@ -172,6 +168,11 @@ class Block(nn.Module):
       x_BTD = lora.dropout(key, x_BTD, self.dropout)
     a, b = layer[name]
     return y_BTF + lora.delta(x_BTD, a, b, shared.weights_BTE)
+
+  def _turned(self, name, x_BTHK, shared) -> Array:
+    if self.model.qk_norm:
+      x_BTHK = RMSNorm(self.model.norm_eps, None, name=f"{name}_norm")(x_BTHK)
+    return _rotate(x_BTHK, shared)
 
   def _bias(self, name, d_out) -> Array:
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes.HEADS,))
