@@ -47,6 +47,6 @@ setuptools.setup(
     ],
     "gpu": ["jax[cuda13]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
-    "parity": ["torch==2.13.0", "transformers>=4.57", "peft>=0.17"],
+    "parity": ["torch==2.13.0", "transformers>=5.0", "peft>=0.17"],
   },
 )
