@@ -13,6 +13,8 @@ adapters instead of K + 2 models; the router never sees answer or padding; messa
 and metered; `residual` is ours (DESIGN of the project: a fresh model is its base bitwise).
 """
 
+from iclm.compose.cache import Cache
+from iclm.compose.cache import empty as empty_cache
 from iclm.compose.interface import NOTHING, Intervention, Model, Output
 from iclm.compose.model import build
 from iclm.compose.perturb import perturb
@@ -20,11 +22,13 @@ from iclm.compose.serving import check_finite, heard_alone, streams
 
 __all__ = [
   "NOTHING",
+  "Cache",
   "Intervention",
   "Model",
   "Output",
   "build",
   "check_finite",
+  "empty_cache",
   "heard_alone",
   "perturb",
   "streams",

@@ -13,7 +13,7 @@ Source: ours, after a prototype of the project; the paper has parallel streams o
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from iclm import axes, experts
 from iclm.compose import serving
+from iclm.compose.cache import Passes
 from iclm.compose.interface import Intervention
 from iclm.config import Config
 from iclm.nn import transformer
@@ -32,7 +33,7 @@ def run(
   config: Config,
   decoder: transformer.Decoder,
   expert: experts.Expert,
-  pin: Callable[[Array], Array],
+  passes: Passes,
   params: Any,
   x_BTD: Float[Array, "B T D"],
   shared: transformer.Shared,
@@ -43,7 +44,7 @@ def run(
   """Returns logits_BTV, messages_SBTZ and rate_SBT.
 
   Args:
-    pin: keeps rows where their input is.
+    passes: runs the layers; under a cache, `lower`, `core` and `upper` each have a past.
     x_BTD: states of the trunk.
     keys: of dropout and of the messages; None for deterministic.
   """
@@ -53,10 +54,11 @@ def run(
   domain = experts.gather(params["domain"], routed.index_B)
   core = experts.repeat(params["invariant"], n_inputs)
 
-  def layers(x_BTD, first, n, adapted, key):
+  def layers(name, x_BTD, first, n, adapted, key):
     if n == 0:
       return x_BTD
-    span = lambda found: pin(_span(decoder, params["base"], first, n, x_BTD, found, shared))
+    args = decoder, params["base"], first, n, x_BTD, shared
+    span = lambda found: passes(name, functools.partial(_span, *args, found))
     return expert.apply(adapted, span, key)
 
   def say(stream, mine, x_BTD, key) -> Any:
@@ -65,16 +67,16 @@ def run(
 
   invariant, speaker = map(axes.STREAMS.index, (axes.INVARIANT, axes.DOMAIN))
   strength_SB = serving.strength(config, routed, do)
-  below = layers(x_BTD, 0, t.lower, _part(domain, 0, t.lower), drop[0])
+  below = layers("lower", x_BTD, 0, t.lower, _part(domain, 0, t.lower), drop[0])
   into_BTD, z_domain, rate_domain = say(speaker, domain, below, noise[0])
   into_BTD = (into_BTD * strength_SB[speaker][:, None, None]).astype(x_BTD.dtype)
   n_core = config.model.layers - config.model.trunk_layers - t.lower - t.upper
-  inside = layers(into_BTD, t.lower, n_core, core, drop[1])
+  inside = layers("core", into_BTD, t.lower, n_core, core, drop[1])
   out_BTD, z_core, rate_core = say(invariant, core, inside, noise[1])
   heard_B11 = strength_SB[invariant][:, None, None] > 0
   out_BTD = jnp.where(heard_B11, out_BTD.astype(x_BTD.dtype), into_BTD)
   above = _part(domain, t.lower, t.lower + t.upper)
-  top = layers(out_BTD, t.lower + n_core, t.upper, above, drop[2])
+  top = layers("upper", out_BTD, t.lower + n_core, t.upper, above, drop[2])
   logits_BTV: Any = decoder.apply({"params": params["base"]}, top, method="unembed")
   return logits_BTV, jnp.stack([z_core, z_domain]), jnp.stack([rate_core, rate_domain])
 
@@ -84,10 +86,10 @@ def _part(rows: Any, first: int, last: int) -> Any:
   return rows | {"adapter": jax.tree.map(lambda x: x[:, first:last], rows["adapter"])}
 
 
-def _span(decoder, base, first: int, n: int, x_BTD, adapters, shared) -> Any:
+def _span(decoder, base, first: int, n: int, x_BTD, shared, adapters, past=None) -> Any:
   """`n` of the base's upper layers, from number `first` on."""
   model = dataclasses.replace(decoder.model, layers=decoder.model.trunk_layers + n)
   shorter = transformer.Decoder(model, decoder.vocab_size, decoder.dropout)
   upper = jax.tree.map(lambda x: x[first : first + n], base["upper_layers"])
   params = {"params": base | {"upper_layers": upper}}
-  return shorter.apply(params, x_BTD, adapters, shared, method="upper")
+  return shorter.apply(params, x_BTD, adapters, shared, past, method="upper")

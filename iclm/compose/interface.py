@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int
 
+from iclm.compose.cache import Cache
 from iclm.routing import Routing
 
 
@@ -43,6 +44,7 @@ class Output(NamedTuple):
   rate_SBT: Float[Array, "S B T"] | None = None
   alone_SBTV: Float[Array, "S B T V"] | None = None
   prompt_BP: Float[Array, "B P"] | None = None  # What the router read, beside its prototypes.
+  cache: Cache | None = None  # The one that was given, with these tokens in it.
 
 
 class Model(NamedTuple):
@@ -50,8 +52,9 @@ class Model(NamedTuple):
 
   init(key) -> boxed params: {"base", "invariant", "domain", "router", "combine"}, the parts that
     the config has.
-  apply(params, batch, key, do, tau=, alone=) -> Output. `key=None` is deterministic: messages
-    take their mean, routes their argmax, nothing is dropped.
+  apply(params, batch, key, do, tau=, alone=, cache=) -> Output. `key=None` is deterministic:
+    messages take their mean, routes their argmax, nothing is dropped. With a cache, the batch goes
+    on behind the tokens in it, and what was routed to stays: see `compose.cache`.
   """
 
   init: Callable[[Array], Any]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from iclm import axes, experts, routing, sharding
 from iclm.compose import around, serving
+from iclm.compose.cache import Cache, Passes
 from iclm.compose.interface import NOTHING, Intervention, Model, Output
 from iclm.config import Config, InputError
 from iclm.data.pipeline import Batch
@@ -79,10 +80,10 @@ def _box(value: Array, names: tuple[str | None, ...]) -> nn.LogicallyPartitioned
   return nn.LogicallyPartitioned(value, names)
 
 
-def _mask(config: Config, batch: Batch) -> Bool[Array, "B T T"]:
+def _mask(config: Config, batch: Batch, passes: Passes) -> Bool[Array, "B T C"]:
   prefix_BT = batch.segment_BT == 1 if config.model.attention == "prefix" else None
-  mask_BTT = transformer.attention_mask(batch.segment_BT, prefix_BT)
-  return transformer.within(mask_BTT, batch.position_BT, config.model.window)
+  own_BTT = transformer.attention_mask(batch.segment_BT, prefix_BT)
+  return passes.mask(batch, own_BTT, config.model.window)
 
 
 def _positions(config: Config, batch: Batch, key: Array | None) -> Int[Array, "B T"]:
@@ -101,12 +102,20 @@ def _positions(config: Config, batch: Batch, key: Array | None) -> Int[Array, "B
   return jnp.take_along_axis(jnp.cumsum(steps_BT, axis=1), position_BT, axis=1)
 
 
-def _plain(config, decoder, params, batch, key=None, do=NOTHING, *, tau=None, alone=False):
+def _plain(
+  config, decoder, params, batch, key=None, do=NOTHING, *, tau=None, alone=False, cache=None
+):
   """The plain base: no router, no experts, nothing to intervene on."""
   if any(field is not None for field in do):
     raise ValueError("the plain base has no router and no experts to intervene on")
-  args = batch.tokens_BT, _positions(config, batch, key), _mask(config, batch)
-  return Output(decoder.apply({"params": params["base"]}, *args))
+  passes = Passes(lambda x: x, cache)
+  call = functools.partial(decoder.apply, {"params": params["base"]})
+  mask_BTC = _mask(config, batch, passes)
+  shared = transformer.shared(config.model, _positions(config, batch, key), mask_BTC, None)
+  run = lambda method, *args: passes(method, functools.partial(call, *args, method=method))
+  x_BTD = run("upper", run("trunk", call(batch.tokens_BT, method="embed"), shared), {}, shared)
+  logits_BTV = call(x_BTD, method="unembed")
+  return Output(logits_BTV, cache=passes.grown(batch, None))
 
 
 def _apply(
@@ -121,35 +130,40 @@ def _apply(
   *,
   tau: Float[Array, ""] | float | None = None,
   alone: bool = False,
+  cache: Cache | None = None,
 ) -> Output:
   """See `Model`."""
   k_route, k_drop, k_noise = (None,) * 3 if key is None else jax.random.split(key, 3)
   pin = functools.partial(_pin, mesh)
+  passes = Passes(pin, cache)
 
-  def call(method: str, *args: Any) -> Array:
-    called: Any = decoder.apply({"params": params["base"]}, *args, method=method)
-    return pin(called)
+  def call(name: str | None, method: str, *args: Any) -> Array:
+    variables = {"params": params["base"]}
+    return passes(name, functools.partial(decoder.apply, variables, *args, method=method))
 
-  position_BT = _positions(config, batch, key)
-  shared = transformer.shared(config.model, position_BT, _mask(config, batch), None)
-  embedded_BTD = call("embed", batch.tokens_BT)
-  x_BTD = call("trunk", embedded_BTD, shared)
-  base_BTD: Any = None
-  if config.combine == "residual" or config.router.reads == "base":
-    base_BTD = call("upper", x_BTD, {}, shared)
-
-  read_BTD = {"embed": embedded_BTD, "trunk": x_BTD, "base": base_BTD}[config.router.reads]
-  routed, prompt = _route(config, params["router"], read_BTD, batch, k_route, do, tau)
+  position_BT, mask_BTC = _positions(config, batch, key), _mask(config, batch, passes)
+  shared = transformer.shared(config.model, position_BT, mask_BTC, None)
+  embedded_BTD = call(None, "embed", batch.tokens_BT)
+  x_BTD = call("trunk", "trunk", embedded_BTD, shared)
+  routed, prompt, base_BTD = _kept_route(config, cache), None, None
+  if config.combine == "residual" or (config.router.reads == "base" and routed is None):
+    # What only the router of a prompt reads is not needed again.
+    again = config.combine == "residual" or config.router.level == "token"
+    base_BTD = call("base" if again else None, "upper", x_BTD, {}, shared)
+  if routed is None:
+    read_BTD = {"embed": embedded_BTD, "trunk": x_BTD, "base": base_BTD}[config.router.reads]
+    routed, prompt = _route(config, params["router"], read_BTD, batch, k_route, do, tau)
+  grown = lambda: passes.grown(batch, None if config.router.level == "token" else routed)
 
   if config.topology.kind == "around":
-    args = decoder, expert, pin, params, x_BTD, shared, routed, (k_drop, k_noise), do
+    args = decoder, expert, passes, params, x_BTD, shared, routed, (k_drop, k_noise), do
     logits_BTV, messages_SBTZ, rate_SBT = around.run(config, *args)
-    return Output(logits_BTV, routed, messages_SBTZ, rate_SBT, None, prompt)
+    return Output(logits_BTV, routed, messages_SBTZ, rate_SBT, None, prompt, grown())
 
   served = serving.serve(config, params, routed, batch.tokens_BT.shape[1])
   repeat = lambda x: pin(jnp.repeat(x, served.n, axis=0))
   shared = jax.tree.map(repeat, shared)._replace(weights_BTE=served.weights)
-  run = lambda layers: call("upper", repeat(x_BTD), layers, shared)
+  run = lambda layers: call("streams", "upper", repeat(x_BTD), layers, shared)
   state = expert.apply(served.params, run, k_drop)
   said, z, rate = serving.speak(config, expert, served, state, k_noise, do)
   per_stream = functools.partial(serving.per_stream, config, served, routed)
@@ -167,7 +181,24 @@ def _apply(
   if alone:
     only_SSB = jnp.eye(len(strength_SB))[..., None] * jnp.ones_like(strength_SB)[None]
     alone_SBTV = jnp.stack([mix(only_SB) for only_SB in only_SSB])
-  return Output(mix(strength_SB), routed, per_stream(z), per_stream(rate), alone_SBTV, prompt)
+  said = per_stream(z), per_stream(rate)
+  return Output(mix(strength_SB), routed, *said, alone_SBTV, prompt, grown())
+
+
+def _kept_route(config: Config, cache: Cache | None) -> routing.Routing | None:
+  """The route of the prompt that a cache holds; routed by token, there is none to keep.
+
+  Raises:
+    InputError: the route of a token goes by the whole prompt, which is gone.
+  """
+  if cache is None or config.router.level == "input":
+    return None if cache is None else cache.routed
+  if config.router.kind == "random":
+    raise InputError(
+      "config.router.kind = 'random' with config.router.level = 'token' hashes the whole prompt "
+      "for each token, and cannot go on from a cache; level = 'input' can"
+    )
+  return None
 
 
 def _route(config: Config, params: Any, read_BTD: Array, batch: Batch, key, do: Intervention, tau):

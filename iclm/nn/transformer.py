@@ -23,7 +23,7 @@ BIASED = ("q", "k", "v")  # Where the config has biases: Qwen 2.
 class Shared(NamedTuple):
   """What every layer sees alike."""
 
-  mask_BTT: Bool[Array, "B T T"]
+  mask_BTC: Bool[Array, "B T C"]  # Keys: a cache's where there is one, then the T tokens' own.
   cos_BTK: Float[Array, "B T K"]
   sin_BTK: Float[Array, "B T K"]
   weights_BTE: Float[Array, "B T E"] | None  # Of block adapters; None when they are gathered.
@@ -32,12 +32,12 @@ class Shared(NamedTuple):
 def shared(
   model: Model,
   position_BT: Int[Array, "B T"],
-  mask_BTT: Bool[Array, "B T T"],
+  mask_BTC: Bool[Array, "B T C"],
   weights_BTE: Float[Array, "B T E"] | None,
 ) -> Shared:
   """The rotations of RoPE for each position, and what else the layers share."""
   angle = rope.angles(model, position_BT)
-  return Shared(mask_BTT, jnp.cos(angle), jnp.sin(angle), weights_BTE)
+  return Shared(mask_BTC, jnp.cos(angle), jnp.sin(angle), weights_BTE)
 
 
 def attention_mask(
@@ -61,16 +61,30 @@ def attention_mask(
 
 
 def within(
-  mask_BTT: Bool[Array, "B T T"], position_BT: Int[Array, "B T"], window: int
-) -> Bool[Array, "B T T"]:
+  mask_BTC: Bool[Array, "B T C"],
+  position_BT: Int[Array, "B T"],
+  position_BC: Int[Array, "B C"],
+  window: int,
+) -> Bool[Array, "B T C"]:
   """The mask without keys that lie `window` or more positions from their query; 0: as it is.
 
   Source: Jiang et al. 2023 (arXiv 2310.06825): a query sees itself and the window - 1 before it.
   """
   if window == 0:
-    return mask_BTT
-  distance_BTT = jnp.abs(position_BT[:, :, None] - position_BT[:, None, :])
-  return mask_BTT & (distance_BTT < window)
+    return mask_BTC
+  distance_BTC = jnp.abs(position_BT[:, :, None] - position_BC[:, None, :])
+  return mask_BTC & (distance_BTC < window)
+
+
+def cached_mask(segment_BT: Int[Array, "B T"], held_BC: Int[Array, "B C"]) -> Bool[Array, "B T C"]:
+  """Which keys of a cache its new tokens see: all of the context, and of their own segment.
+
+  Args:
+    segment_BT: of the new tokens, as in `attention_mask`.
+    held_BC: of the cache's slots; 0 is a free one.
+  """
+  q, k = segment_BT[:, :, None], held_BC[:, None, :]
+  return (k > 0) & ((k == q) | (k == 1))
 
 
 def _weight(
@@ -118,7 +132,9 @@ class Block(nn.Module):
   """One layer: x + attention(norm(x)), then x + SwiGLU(norm(x)).
 
   `layer` holds this layer's adapters: name of the projection -> (a, b), their scale folded into b,
-  and under "key" the dropout key, if any. An empty dict leaves the base alone.
+  and under "key" the dropout key, if any. An empty dict leaves the base alone. Under "past" are the
+  keys and values of tokens read before, k_BCHK and v_BCHK or () for none: given any of these, the
+  tokens attend to them too, and the layer also returns its own k_BTHK and v_BTHK.
   """
 
   model: Model
@@ -128,7 +144,8 @@ class Block(nn.Module):
   def __call__(self, x_BTD: Array, layer: dict[str, Any], shared: Shared):
     m = self.model
     norm_BTD = RMSNorm(m.norm_eps, axes.EMBED, name="attention_norm")(x_BTD)
-    x_BTD = x_BTD + self._attention(norm_BTD, layer, shared)
+    mixed_BTD, own = self._attention(norm_BTD, layer, shared)
+    x_BTD = x_BTD + mixed_BTD
     norm_BTD = RMSNorm(m.norm_eps, axes.EMBED, name="mlp_norm")(x_BTD)
     gate_BTF = self._project("gate", norm_BTD, m.d_ff, (axes.EMBED, axes.MLP), layer, shared)
     up_BTF = self._project("up", norm_BTD, m.d_ff, (axes.EMBED, axes.MLP), layer, shared)
@@ -136,7 +153,7 @@ class Block(nn.Module):
     x_BTD = x_BTD + self._project(
       "down", hidden_BTF, m.d_model, (axes.MLP, axes.EMBED), layer, shared
     )
-    return x_BTD, None
+    return x_BTD, own
 
   def _attention(self, x_BTD, layer, shared):
     m = self.model
@@ -148,11 +165,19 @@ class Block(nn.Module):
     q_BTHK = self._turned("q", q.reshape(b, t, m.heads, m.head_size), shared)
     k_BTHK = self._turned("k", k.reshape(b, t, m.kv_heads, m.head_size), shared)
     v_BTHK = v.reshape(b, t, m.kv_heads, m.head_size)
+    own, kernel = None, m.kernel
+    if "past" in layer:
+      own = k_BTHK, v_BTHK
+      if layer["past"]:
+        k_BTHK, v_BTHK = (
+          jnp.concatenate(pair, axis=1) for pair in zip(layer["past"], own, strict=True)
+        )
+        kernel = "xla"  # The fused kernels are made for queries as many as keys.
     mixed_BTHK = jax.nn.dot_product_attention(
-      q_BTHK, k_BTHK, v_BTHK, mask=shared.mask_BTT[:, None], implementation=m.kernel
+      q_BTHK, k_BTHK, v_BTHK, mask=shared.mask_BTC[:, None], implementation=kernel
     )
     flat = mixed_BTHK.reshape(b, t, m.heads * m.head_size)
-    return self._project("o", flat, m.d_model, inner, layer, shared)
+    return self._project("o", flat, m.d_model, inner, layer, shared), own
 
   def _project(self, name, x_BTD, d_out, names, layer, shared):
     w_DF = _weight(self, name, (x_BTD.shape[-1], d_out), names, x_BTD.shape[-1] ** -0.5)
@@ -227,15 +252,23 @@ class Decoder(nn.Module):
   def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     return self.embedding[tokens_BT].astype(jnp.dtype(self.model.dtype))
 
-  def trunk(self, x_BTD: Float[Array, "B T D"], shared: Shared) -> Float[Array, "B T D"]:
-    """The lowest layers, which carry no adapters."""
-    return x_BTD if self.trunk_layers is None else self.trunk_layers(x_BTD, {}, shared)[0]
+  def trunk(self, x_BTD: Float[Array, "B T D"], shared: Shared, past: Any = None) -> Any:
+    """The lowest layers, which carry no adapters; returns as `upper` does."""
+    return _through(self.trunk_layers, x_BTD, {}, shared, past)
 
   def upper(
-    self, x_BTD: Float[Array, "B T D"], layers: dict[str, Any], shared: Shared
-  ) -> Float[Array, "B T D"]:
-    """The remaining layers. `layers`: adapters with a leading layer axis, or an empty dict."""
-    return x_BTD if self.upper_layers is None else self.upper_layers(x_BTD, layers, shared)[0]
+    self, x_BTD: Float[Array, "B T D"], layers: dict[str, Any], shared: Shared, past: Any = None
+  ) -> Any:
+    """The remaining layers.
+
+    Args:
+      layers: adapters with a leading layer axis, or an empty dict.
+      past: of a cache: k_LBCHK and v_LBCHK of the tokens before, () when there are none.
+
+    Returns:
+      The states x_BTD; given a past, also the tokens' own (k_LBTHK, v_LBTHK).
+    """
+    return _through(self.upper_layers, x_BTD, layers, shared, past)
 
   def unembed(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Final norm and head; float32 logits."""
@@ -259,3 +292,9 @@ def init(decoder: Decoder, key: Array) -> Any:
     for name in params.keys() & {"trunk_layers", "upper_layers"}:
       params[name] = equal_qk(dict(params[name]), decoder.model)
   return params
+
+
+def _through(stack, x_BTD: Array, layers: dict[str, Any], shared: Shared, past: Any) -> Any:
+  if past is None:
+    return x_BTD if stack is None else stack(x_BTD, layers, shared)[0]
+  return (x_BTD, ()) if stack is None else stack(x_BTD, layers | {"past": past}, shared)

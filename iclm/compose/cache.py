@@ -1,0 +1,89 @@
+"""What a model keeps of the tokens that it has read, so that the next one costs one token.
+
+  prompt     ->  apply(cache=empty(B, C))  ->  Output.cache: keys, values, the route
+  one token  ->  apply(cache=that)         ->  the same, one slot further
+
+Each pass through layers keeps keys and values of its own: trunk, base without adapters (residual),
+the streams' rows; or, around a core, lower, core and upper. The router reads when the cache is
+empty and never again; routed by token, it reads each token.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from iclm.data.pipeline import Batch
+from iclm.nn import transformer
+from iclm.routing import Routing
+
+
+class Cache(NamedTuple):
+  """C slots for each of B inputs; all inputs use the same ones, and mask what is padding.
+
+  Attributes:
+    past: pass through layers -> (k_LNCHK, v_LNCHK), N rows of it; {} when nothing was read.
+    segment_BC: of the token in each slot, as in `Batch`; 0 is padding, or free.
+    position_BC: of the token in each slot, as in `Batch`.
+    used: slots that are taken.
+    routed: the route of the prompts; None for a plain base, and when nothing was read.
+  """
+
+  past: dict[str, Any]
+  segment_BC: Int[Array, "B C"]
+  position_BC: Int[Array, "B C"]
+  used: Int[Array, ""]
+  routed: Routing | None
+
+
+def empty(n_inputs: int, n_slots: int) -> Cache:
+  """A cache of nothing. Writing more than `n_slots` tokens into it is not noticed."""
+  # Two arrays, since a donated cache may hold no buffer twice.
+  segment_BC, position_BC = (jnp.zeros((n_inputs, n_slots), jnp.int32) for _ in range(2))
+  return Cache({}, segment_BC, position_BC, jnp.zeros((), jnp.int32), None)
+
+
+class Passes:
+  """Runs layers of a base; under a cache each named pass attends to its own past."""
+
+  def __init__(self, pin: Callable[[Array], Array], cache: Cache | None):
+    self._pin, self._cache, self._own = pin, cache, {}
+
+  def __call__(self, name: str | None, run: Callable[..., Any]) -> Any:
+    """The states of `run(past=...)`; a pass without a name is not remembered."""
+    if self._cache is None or name is None:
+      return self._pin(run())
+    x_BTD, self._own[name] = run(past=self._cache.past.get(name, ()))
+    return self._pin(x_BTD)
+
+  def mask(self, batch: Batch, own_BTT: Bool[Array, "B T T"], window: int) -> Array:
+    """What each token sees: of the past, and of the T tokens as `own_BTT` says, both in a window."""
+    mine_BT, held = batch.position_BT, self._cache
+    own_BTT = transformer.within(own_BTT, mine_BT, mine_BT, window)
+    if held is None or not held.past:
+      return own_BTT
+    past_BTC = transformer.cached_mask(batch.segment_BT, held.segment_BC)
+    past_BTC = transformer.within(past_BTC, mine_BT, held.position_BC, window)
+    return jnp.concatenate([past_BTC, own_BTT], axis=-1)
+
+  def grown(self, batch: Batch, routed: Routing | None) -> Cache | None:
+    """The cache with what the passes have read."""
+    if self._cache is None:
+      return None
+    held, used = self._cache, self._cache.used
+    n_new = batch.segment_BT.shape[1]
+    n_free = held.segment_BC.shape[1] - n_new
+    put = lambda old, new, axis: jax.lax.dynamic_update_slice_in_dim(
+      old, new.astype(old.dtype), used, axis
+    )
+    if held.past:
+      past = jax.tree.map(lambda old, new: put(old, new, 2), held.past, self._own)
+    else:
+      free = ((0, 0), (0, 0), (0, n_free), (0, 0), (0, 0))
+      past = jax.tree.map(lambda new: jnp.pad(new, free), self._own)
+    kept = None if routed is None else routed._replace(losses={})
+    segment_BC = put(held.segment_BC, batch.segment_BT, 1)
+    position_BC = put(held.position_BC, batch.position_BT, 1)
+    return Cache(past, segment_BC, position_BC, used + n_new, kept)

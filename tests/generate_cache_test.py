@@ -1,0 +1,83 @@
+"""The contract of the cache: token by token from a cache equals the whole sequence at once."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import VOCAB, build, tiny
+
+from iclm import compose
+from iclm.data.pipeline import Batch
+
+T, PROMPT, SAID = 14, 10, 4  # Slots of a prompt, and tokens that follow it.
+OFF = {"loss__dependence": 0.0, "loss__beta": 0.0}
+AROUND = OFF | {
+  "topology__kind": "around", "combine": "none", "model__trunk_layers": 0, "router__reads": "embed",
+}  # fmt: skip
+ORACLE = {"router__kind": "oracle", "data__domains": ("a", "b", "c")}
+MODELS = {
+  "residual": {},
+  "logits": {"combine": "logits"},
+  "concat": {"combine": "concat"},
+  "probas": {"combine": "probas"},
+  "no bottleneck": OFF | {"bottleneck__kind": "none"},
+  "no trunk": {"model__trunk_layers": 0, "router__reads": "embed"},
+  "domain alone": OFF | {"experts__invariant": False},
+  "prefix": {"model__attention": "prefix"},
+  "gaps": {"model__position_gap": 4, "model__attention": "prefix"},
+  "around": AROUND | ORACLE,
+  "around, lower": AROUND | ORACLE | {"topology__lower": 1},
+  "plain": OFF | {"experts__kind": "none"},
+  "block": {"router__gradient": "all"},
+  "soft": {"router__kind": "soft"},
+  "every expert": {"compute": "all"},
+  "reads the base": {"router__reads": "base", "combine": "logits"},
+  "by token": {"router__level": "token", "router__reads": "base", "combine": "logits"},
+}
+
+
+def ragged(seed: int = 0, n_rows: int = 6) -> tuple[Batch, Batch, np.ndarray]:
+  """Prompts of many lengths with padding behind, the same with tokens that follow, and lengths."""
+  rng = np.random.default_rng(seed)
+  n_B = rng.integers(3, PROMPT + 1, n_rows)
+  at_BT = np.broadcast_to(np.arange(T), (n_rows, T))
+  own_B = n_B - rng.integers(1, 3, n_rows)  # The question's first token.
+  segment_BT = np.where(at_BT < own_B[:, None], 1, 2)
+  whole_BT = at_BT < (n_B + SAID)[:, None]
+  tokens_BT = rng.integers(3, VOCAB, (n_rows, T))
+
+  def batch(there_BT, n_tokens):
+    cut = lambda x_BT: jnp.asarray(np.where(there_BT, x_BT, 0)[:, :n_tokens], jnp.int32)
+    segment = cut(segment_BT)
+    return Batch(
+      cut(tokens_BT), cut(tokens_BT), segment, cut(at_BT), jnp.zeros(segment.shape), segment == 1,
+      jnp.asarray(rng.integers(0, 3, n_rows), jnp.int32),
+    )  # fmt: skip
+
+  prompts = batch(at_BT < n_B[:, None], PROMPT)
+  return prompts, batch(whole_BT, T)._replace(domain_B=prompts.domain_B), n_B
+
+
+def one_token(whole: Batch, at_B: np.ndarray) -> Batch:
+  take = lambda x: jnp.take_along_axis(x, jnp.asarray(at_B)[:, None], axis=1)
+  return Batch(*map(take, whole[:-1]), whole.domain_B)._replace(
+    prompt_mask_BT=jnp.zeros((len(at_B), 1), bool)
+  )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_token_by_token_gives_the_logits_of_the_whole(name):
+  model, params = build(tiny(**MODELS[name]))
+  prompts, whole, n_B = ragged()
+  n_rows = len(n_B)
+  right = np.asarray(model.apply(params, whole).logits_BTV)
+  output = model.apply(params, prompts, cache=compose.empty_cache(n_rows, PROMPT + SAID))
+  got = np.asarray(output.logits_BTV)[np.arange(n_rows), n_B - 1]
+  np.testing.assert_allclose(got, right[np.arange(n_rows), n_B - 1], atol=1e-4)
+  first = output.routing
+  if first is not None and first.index_B.ndim == 1:
+    assert len(set(first.index_B.tolist())) > 1  # Routes are mixed.
+  for i in range(SAID):
+    output = model.apply(params, one_token(whole, n_B + i), cache=output.cache)
+    got = np.asarray(output.logits_BTV)[:, 0]
+    np.testing.assert_allclose(got, right[np.arange(n_rows), n_B + i], atol=1e-4)
+  assert int(output.cache.used) == PROMPT + SAID
