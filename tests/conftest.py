@@ -70,17 +70,23 @@ def fresh(c: config.Config):
   return model, model.init(jax.random.key(0))
 
 
-def build(c: config.Config):
-  """A model and parameters of which none is zero, from numpy: compiling JAX's draws takes long."""
-  shapes = jax.eval_shape(jitted(c).init, jax.random.key(0))
+def draw(model: compose.Model):
+  """Parameters of which none is zero, from numpy: compiling JAX's draws takes long."""
+  shapes = jax.eval_shape(lambda key: sharding.unbox(model.init(key)), jax.random.key(0))
   rng = np.random.default_rng(0)
 
-  def draw(path, x):
+  def one(path, x):
     scale = x.shape[-2] ** -0.5 if x.ndim > 1 else 0.1
     centre = 1.0 if "gain" in jax.tree_util.keystr(path) else 0.0
     return jnp.asarray(centre + scale * rng.normal(size=x.shape), x.dtype)
 
-  return jitted(c), jax.tree.map_with_path(draw, shapes)
+  return jax.tree.map_with_path(one, shapes)
+
+
+def build(c: config.Config):
+  """A model and parameters of which none is zero."""
+  model = jitted(c)
+  return model, draw(model)
 
 
 @pytest.fixture

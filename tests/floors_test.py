@@ -9,7 +9,7 @@ FLOORS = (
   ("nn", "routing", "information", "losses", "optim", "sharding", "manifest"),
   ("experts", "data"),
   ("compose",),
-  ("step", "checkpoints", "hf"),
+  ("step", "checkpoints", "hf", "generate"),
   ("evals", "workdir", "progress"),
   ("train", "audit"),
 )

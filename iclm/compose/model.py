@@ -145,7 +145,8 @@ def _apply(
   shared = transformer.shared(config.model, position_BT, mask_BTC, None)
   embedded_BTD = call(None, "embed", batch.tokens_BT)
   x_BTD = call("trunk", "trunk", embedded_BTD, shared)
-  routed, prompt, base_BTD = _kept_route(config, cache), None, None
+  base_BTD: Any = None
+  routed, prompt = _kept_route(config, cache), None
   if config.combine == "residual" or (config.router.reads == "base" and routed is None):
     # What only the router of a prompt reads is not needed again.
     again = config.combine == "residual" or config.router.level == "token"
@@ -173,16 +174,21 @@ def _apply(
     said_SBTD = said_SBTD - base_BTD[None]  # The adapters' own effect on the state.
 
   strength_SB = serving.strength(config, routed, do)
-  said_SBTD = jnp.where(strength_SB[..., None, None] == 0, 0, said_SBTD)
-  unembed = lambda h: decoder.apply({"params": params["base"]}, h, method="unembed")
-  head_CV = params["combine"]["head_CV"] if config.combine == "concat" else None
-  mix = combine.KINDS[config.combine](said_SBTD, base_BTD, head_CV, unembed)
+  mix = _mix(config, decoder, params, said_SBTD, strength_SB, base_BTD)
   alone_SBTV = None
   if alone:
     only_SSB = jnp.eye(len(strength_SB))[..., None] * jnp.ones_like(strength_SB)[None]
     alone_SBTV = jnp.stack([mix(only_SB) for only_SB in only_SSB])
-  said = per_stream(z), per_stream(rate)
-  return Output(mix(strength_SB), routed, *said, alone_SBTV, prompt, grown())
+  told = per_stream(z), per_stream(rate), alone_SBTV
+  return Output(mix(strength_SB), routed, *told, prompt, grown())
+
+
+def _mix(config: Config, decoder, params: Any, said_SBTD, strength_SB, base_BTD) -> combine.Mix:
+  """The combine of a config over what the streams say; a silent one is not felt, not even NaN."""
+  said_SBTD = jnp.where(strength_SB[..., None, None] == 0, 0, said_SBTD)
+  unembed = lambda h: decoder.apply({"params": params["base"]}, h, method="unembed")
+  head_CV = params["combine"]["head_CV"] if config.combine == "concat" else None
+  return combine.KINDS[config.combine](said_SBTD, base_BTD, head_CV, unembed)
 
 
 def _kept_route(config: Config, cache: Cache | None) -> routing.Routing | None:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from iclm import compose, sharding
+from iclm import compose, generate, sharding
 from iclm.config import Config, InputError
 from iclm.data.pipeline import Batch
 from iclm.data.records import Example
@@ -46,7 +46,7 @@ class Subject:
   ):
     self.config, self.tokenizer, self._mesh, self._params = config, tokenizer, mesh, params
     self._scorer = accuracy.make_scorer(config, model)
-    self._answerer = answering.make_answerer(model)
+    self._decoding = generate.make_decoding(model)
     self._speaker = jax.jit(functools.partial(_speak, model))
     self._logits = jax.jit(lambda params, batch: model.apply(params, batch).logits_BTV)
     self._reader = jax.jit(lambda params, batch: model.apply(params, batch).prompt_BP)
@@ -64,7 +64,7 @@ class Subject:
   def answer(self, examples: Sequence[Example], most: int) -> list[list[int]]:
     """See `answering.answer`."""
     args = self._params, examples, self.tokenizer, self.config, self._mesh
-    return answering.answer(self._answerer, *args, most)
+    return answering.answer(self._decoding, *args, most)
 
   def label(self, example: Example) -> int:
     """The first token of the right answer: the class within which messages are compared."""

@@ -1,0 +1,160 @@
+"""Talk to a trained run: which expert answers, how sure the router was, and what it says.
+
+python -m experiments.generate --workdir=runs/quickstart --prompt=TEXT [--prompt=...]
+  [--prompts=FILE] [--out=OUT.jsonl] [--max_tokens=64] [--stop=STRING ...]
+  [--temperature=0.8 --top_k=40 --top_p=0.95 --seed=1] [--do_route=2] [--disable_expert=0 ...]
+
+Without any prompt it reads one per line from the terminal, and answers as it speaks. The answer to
+a prompt stands directly behind it, as in training.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Iterable
+
+from absl import flags
+
+from experiments import cli
+from iclm import generate, workdir
+from iclm.config import InputError
+from iclm.data import records
+
+WATCHED = 1  # Tokens between two looks of somebody who waits for them.
+
+
+def main(flag: flags.FlagValues) -> int:
+  out = None if flag.out is None else pathlib.Path(flag.out)
+  if out is not None:
+    workdir.check_can_be_written(out)
+  asked, options = _asked(flag), _options(flag)
+  if not asked and out is not None:
+    raise InputError("--out takes the answers to --prompt or --prompts, and there is none")
+  run = workdir.load_run(pathlib.Path(flag.workdir))
+  generate.check(options, run.config)
+  size = generate.rows_of(run.mesh, min(len(asked) or 1, flag.batch_size))
+  generator = generate.Generator(*run[:-1], size)
+  if not asked:
+    return _talk(generator, options)
+  if len(asked) == 1:
+    answers = [_show(generator, asked[0], options)]
+  else:
+    answers = generator(asked, options)
+    for answer in answers:
+      print(f"{_route(answer)}\n{answer.prompt}{answer.text}\n{_end(answer, options)}\n")
+  if out is not None:
+    _write(out, (_record(answer, options) | {"step": run.step} for answer in answers))
+  return 0
+
+
+def _asked(flag: flags.FlagValues) -> list[str]:
+  """The prompts of the flags, in order; those of a file are its lines."""
+  asked = list(flag.prompt)
+  if flag.prompts is not None:
+    path = pathlib.Path(flag.prompts)
+    if not path.is_file():
+      raise records.missing(path)
+    try:
+      lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+      raise InputError(f"{path}: cannot be read as text: {error}") from None
+    if not lines:
+      raise InputError(f"{path} holds no prompt; write one per line")
+    for i, line in enumerate(lines):
+      if not line:
+        raise InputError(f"{path}:{i + 1}: the prompt is empty; a model needs one token to answer")
+    asked += lines
+  return asked
+
+
+def _options(flag: flags.FlagValues) -> generate.Options:
+  return generate.Options(
+    max_tokens=flag.max_tokens,
+    temperature=flag.temperature,
+    top_k=flag.top_k,
+    top_p=flag.top_p,
+    seed=flag.seed,
+    stop=tuple(flag.stop),
+    route=flag.do_route,
+    disabled=tuple(flag.disable_expert),
+  )
+
+
+def _talk(generator: generate.Generator, options: generate.Options) -> int:
+  """A prompt a line until the input ends; on a terminal a bad one is told and asked anew."""
+  terminal = sys.stdin.isatty()
+  while True:
+    if terminal:
+      print("> ", end="", flush=True)
+    line = sys.stdin.readline()
+    if not line:
+      return 0
+    try:
+      _show(generator, line.removesuffix("\n"), options)
+    except InputError as error:
+      if not terminal:
+        raise
+      print(f"error: {error}", file=sys.stderr)
+
+
+def _show(generator: generate.Generator, prompt: str, options: generate.Options) -> generate.Answer:
+  """Prints an answer while it is being said."""
+  answer = None
+  for i, piece in enumerate(generator.stream([prompt], options, WATCHED)):
+    if i == 0:
+      print(f"{_route(piece)}\n{prompt}", end="")
+    print(piece.text, end="", flush=True)
+    answer = piece.answer
+  assert answer is not None
+  print(f"\n{_end(answer, options)}\n", flush=True)
+  return answer
+
+
+def _route(said: generate.Answer | generate.Piece) -> str:
+  if said.expert is None:
+    return "[plain base]"
+  return f"[expert {said.expert}, to which the router gives {said.confidence:.3f}]"
+
+
+def _end(answer: generate.Answer, options: generate.Options) -> str:
+  missed = options.stop and answer.finish != "stop"
+  never = "; no stop string was met" if missed else ""
+  return f"[{answer.finish} after {len(answer.tokens)} tokens{never}]"
+
+
+def _record(answer: generate.Answer, options: generate.Options) -> dict:
+  return {
+    "prompt": answer.prompt,
+    "answer": answer.text,
+    "finish": answer.finish,
+    "tokens": len(answer.tokens),
+    "expert": answer.expert,
+    "confidence": answer.confidence,
+    "do_route": options.route,
+    "disabled": list(options.disabled),
+  }
+
+
+def _write(path: pathlib.Path, lines: Iterable[dict]) -> None:
+  try:
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+  except OSError as error:
+    raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "The folder of a trained run.")
+  flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
+  flags.DEFINE_string("prompts", None, "A text file with one prompt per line.")
+  flags.DEFINE_string("out", None, "Where the answers go, as jsonl.")
+  flags.DEFINE_integer("max_tokens", 64, "The most tokens of an answer, its end included.")
+  flags.DEFINE_float("temperature", 0.0, "Of the draws; 0 is greedy.")
+  flags.DEFINE_integer("top_k", 0, "Draw from so many of the likeliest tokens; 0 from all.")
+  flags.DEFINE_float("top_p", 1.0, "Draw from the fewest that hold this share, in (0, 1].")
+  flags.DEFINE_integer("seed", 0, "Of the draws.")
+  flags.DEFINE_multi_string("stop", [], "A string that ends an answer; several times.")
+  flags.DEFINE_integer("do_route", None, "The expert to run, whatever the router says.")
+  flags.DEFINE_multi_integer("disable_expert", [], "One whose inputs re-route; several times.")
+  flags.DEFINE_integer("batch_size", 16, "The most prompts answered at once.", lower_bound=1)
+  flags.mark_flags_as_required(["workdir"])
+  cli.run(main)

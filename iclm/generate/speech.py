@@ -1,0 +1,48 @@
+"""The text of one answer while it is being said: nothing is shown that may yet be taken back."""
+
+from collections.abc import Sequence
+
+from iclm.data.tokenizer import Tokenizer
+
+_BROKEN = "\ufffd"  # What a character decodes to whose last bytes are not said yet.
+
+
+class Speech:
+  """Tokens in, text out, up to the first stop string, wherever tokens begin and end.
+
+  Attributes:
+    tokens: that were heard; behind the one that completes a stop string none is.
+    text: all of it, the stop string and what follows left out.
+    stopped: a stop string was met.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
+    self.tokens, self.text, self.stopped = [], "", False
+    self._tokenizer, self._stop, self._shown = tokenizer, tuple(stop), 0
+
+  def hear(self, tokens: Sequence[int], last: bool) -> str:
+    """Returns the text that is new and certain; all that is left where these are the last."""
+    if not self.stopped:
+      self._read(tokens)
+    certain = self.text if last or self.stopped else self.text[: self._certain()]
+    new, self._shown = certain[self._shown :], max(self._shown, len(certain))
+    return new
+
+  def _read(self, tokens: Sequence[int]) -> None:
+    before = len(self.tokens)
+    self.tokens = [*self.tokens, *tokens]
+    self.text = self._tokenizer.decode(self.tokens)
+    if not any(stop in self.text for stop in self._stop):
+      return
+    for n in range(before + 1, len(self.tokens) + 1):
+      text = self._tokenizer.decode(self.tokens[:n])
+      met = [text.index(stop) for stop in self._stop if stop in text]
+      if met:
+        self.tokens, self.text, self.stopped = self.tokens[:n], text[: min(met)], True
+        return
+
+  def _certain(self) -> int:
+    """Characters before what may become a stop string, or another character."""
+    n = len(self.text.rstrip(_BROKEN))
+    starts = (i for i in range(n) if any(stop.startswith(self.text[i:]) for stop in self._stop))
+    return next(starts, n)

@@ -1,0 +1,63 @@
+"""On eight devices the same text comes out as on one, and it is that of the whole sequence."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+MESHES = """
+import dataclasses, json, sys
+sys.path.insert(0, "tests")
+import generate_test as g
+
+found = {}
+for sizes in ((1, 1, 1), (8, 1, 1), (2, 2, 2)):
+  mesh = dict(zip(("mesh__data", "mesh__expert", "mesh__model"), sizes))
+  made = g.Made(batch_size=8, experts__count=4, model__kv_heads=2, **mesh)
+  answers = made(g.PROMPTS)
+  drawn = made(g.PROMPTS, temperature=1.0, seed=3)
+  made(g.PROMPTS, max_tokens=9, route=2)
+  read, say = made.generator.decoding
+  found[str(sizes)] = {
+    "tokens": [a.tokens for a in answers],
+    "drawn": [a.tokens for a in drawn],
+    "experts": [a.expert for a in answers],
+    "clear": [made.check(p, a) for p, a in zip(g.PROMPTS, answers)],
+    "compiled": [read._cache_size(), say._cache_size()],
+    "devices": made.mesh.size,
+  }
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found():
+  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+  env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(
+    [sys.executable, "-c", MESHES], env=env, cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_eight_devices_say_what_one_says(found):
+  one = found["(1, 1, 1)"]
+  assert len(set(one["experts"])) > 1
+  n_tokens = sum(map(len, one["tokens"]))
+  for run in found.values():  # `check` has compared each token with the whole sequence's.
+    assert run["experts"] == one["experts"]
+    # Where no margin is below 1e-4.
+    assert sum(run["clear"]) == n_tokens and run["tokens"] == one["tokens"]
+    assert run["drawn"] == one["drawn"]
+
+
+def test_the_number_of_programs_is_bounded_on_any_mesh(found):
+  for sizes, run in found.items():
+    # Two buckets of prompts; what `read` gives and what `say` gives may lie differently.
+    assert run["compiled"][0] == 2 and run["compiled"][1] <= 4
+    assert run["devices"] == (1 if sizes == "(1, 1, 1)" else 8)
