@@ -4,8 +4,9 @@ python -m experiments.generate --workdir=runs/quickstart --prompt=TEXT [--prompt
   [--prompts=FILE] [--out=OUT.jsonl] [--max_tokens=64] [--stop=STRING ...]
   [--temperature=0.8 --top_k=40 --top_p=0.95 --seed=1] [--do_route=2] [--disable_expert=0 ...]
 
-Without any prompt it reads one per line from the terminal, and answers as it speaks. The answer to
-a prompt stands directly behind it, as in training.
+Without any prompt it reads one per line from the terminal, and answers as it speaks. A file holds a
+prompt per line, or is a jsonl of records, whose prompts may have several lines. The answer to a
+prompt stands directly behind it, as in training.
 """
 
 import json
@@ -18,7 +19,7 @@ from absl import flags
 from experiments import cli
 from iclm import generate, workdir
 from iclm.config import InputError
-from iclm.data import records
+from iclm.data import assemble, records
 
 WATCHED = 1  # Tokens between two looks of somebody who waits for them.
 
@@ -48,23 +49,30 @@ def main(flag: flags.FlagValues) -> int:
 
 
 def _asked(flag: flags.FlagValues) -> list[str]:
-  """The prompts of the flags, in order; those of a file are its lines."""
-  asked = list(flag.prompt)
-  if flag.prompts is not None:
-    path = pathlib.Path(flag.prompts)
-    if not path.is_file():
-      raise records.missing(path)
-    try:
-      lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-      raise InputError(f"{path}: cannot be read as text: {error}") from None
-    if not lines:
-      raise InputError(f"{path} holds no prompt; write one per line")
-    for i, line in enumerate(lines):
-      if not line:
-        raise InputError(f"{path}:{i + 1}: the prompt is empty; a model needs one token to answer")
-    asked += lines
-  return asked
+  """The prompts of the flags, then those of the file."""
+  if flag.prompts is None:
+    return list(flag.prompt)
+  path = pathlib.Path(flag.prompts)
+  if path.name.endswith((".jsonl", ".jsonl.gz")):
+    return [*flag.prompt, *(example.prompt for example in assemble.read(str(path)))]
+  return [*flag.prompt, *_lines(path)]
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  """The lines of a text file, none of them empty."""
+  if not path.is_file():
+    raise records.missing(path)
+  try:
+    lines = path.read_text("utf-8").split("\n")
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(f"{path}: cannot be read as text: {error}") from None
+  lines = lines[:-1] if not lines[-1] else lines
+  if not lines:
+    raise InputError(f"{path} holds no prompt; write one per line")
+  for i, line in enumerate(lines):
+    if not line:
+      raise InputError(f"{path}:{i + 1}: the prompt is empty; a model needs one token to answer")
+  return lines
 
 
 def _options(flag: flags.FlagValues) -> generate.Options:
@@ -145,7 +153,7 @@ def _write(path: pathlib.Path, lines: Iterable[dict]) -> None:
 if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "The folder of a trained run.")
   flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
-  flags.DEFINE_string("prompts", None, "A text file with one prompt per line.")
+  flags.DEFINE_string("prompts", None, "A text file with a prompt per line, or a jsonl of records.")
   flags.DEFINE_string("out", None, "Where the answers go, as jsonl.")
   flags.DEFINE_integer("max_tokens", 64, "The most tokens of an answer, its end included.")
   flags.DEFINE_float("temperature", 0.0, "Of the draws; 0 is greedy.")

@@ -50,6 +50,10 @@ def test_one_prompt_is_streamed_as_a_batch_answers_it(whole, tmp_path, capsys): 
   assert record["answer"] == json.loads(many.read_text().splitlines()[0])["answer"]
   assert record["expert"] == record["do_route"] == 1
   assert f"{ASKED}{record['answer']}\n[{record['finish']} after" in capsys.readouterr().out
+  jsonl = tmp_path / "records.jsonl"
+  jsonl.write_text(json.dumps({"prompt": ASKED, "answer": "0"}) + "\n")
+  asked(whole[0], prompts=str(jsonl), out=str(one), do_route=1)
+  assert json.loads(one.read_text()) == record
 
 
 class Terminal(io.StringIO):

@@ -17,7 +17,7 @@ import generate_test as g
 found = {}
 for sizes in ((1, 1, 1), (8, 1, 1), (2, 2, 2)):
   mesh = dict(zip(("mesh__data", "mesh__expert", "mesh__model"), sizes))
-  made = g.Made(batch_size=8, experts__count=4, model__kv_heads=2, **mesh)
+  made = g.Made(batch_size=8, experts__count=4, model__kv_heads=2, router__kind="random", **mesh)
   answers = made(g.PROMPTS)
   drawn = made(g.PROMPTS, temperature=1.0, seed=3)
   made(g.PROMPTS, max_tokens=9, route=2)

@@ -217,6 +217,9 @@ def test_text_is_shown_only_when_it_is_certain():
   wide = tokenizer.train(["a"], 260, tokenizer.WORDS)  # A token is a byte.
   speech = generate.Speech(wide, ())
   assert "".join(speech.hear([t], last=False) for t in wide.encode("aé→b")) == "aé→b"
+  speech = generate.Speech(wide, ("bé",))
+  assert "".join(speech.hear([t], last=False) for t in wide.encode("abéc")) == "a"
+  assert speech.stopped and len(speech.tokens) == 4
 
 
 def test_what_is_streamed_is_the_answer(made):

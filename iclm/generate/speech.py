@@ -44,5 +44,6 @@ class Speech:
   def _certain(self) -> int:
     """Characters before what may become a stop string, or another character."""
     n = len(self.text.rstrip(_BROKEN))
-    starts = (i for i in range(n) if any(stop.startswith(self.text[i:]) for stop in self._stop))
-    return next(starts, n)
+    first = max(0, n - max(map(len, self._stop), default=0))
+    begins = lambda i: any(stop.startswith(self.text[i:n]) for stop in self._stop)
+    return next((i for i in range(first, n) if begins(i)), n)
