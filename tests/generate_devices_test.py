@@ -12,7 +12,22 @@ ROOT = pathlib.Path(__file__).parent.parent
 MESHES = """
 import dataclasses, json, sys
 sys.path.insert(0, "tests")
-import generate_test as g
+import jax, numpy as np
+import generate_cache_test as c, generate_test as g
+from iclm import compose, sharding
+
+def error(made):
+  # Of logits: from a cache on the mesh, against the whole sequence on one device.
+  prompts, whole, n_B = c.ragged(n_rows=8)
+  rows_B, apply = np.arange(8), jax.jit(made.model.apply)
+  place = lambda batch: sharding.put_batch(jax.tree.map(np.asarray, batch), made.mesh)
+  right_BTV = np.asarray(made.apply(made.params, whole).logits_BTV)
+  output = apply(made.placed, place(prompts), cache=compose.empty_cache(8, c.T))
+  errors = [np.asarray(output.logits_BTV)[rows_B, n_B - 1] - right_BTV[rows_B, n_B - 1]]
+  for i in range(2):
+    output = apply(made.placed, place(c.one_token(whole, n_B + i)), cache=output.cache)
+    errors.append(np.asarray(output.logits_BTV)[:, 0] - right_BTV[rows_B, n_B + i])
+  return float(np.abs(errors).max())
 
 found = {}
 for sizes in ((1, 1, 1), (8, 1, 1), (2, 2, 2)):
@@ -28,6 +43,7 @@ for sizes in ((1, 1, 1), (8, 1, 1), (2, 2, 2)):
     "experts": [a.expert for a in answers],
     "clear": [made.check(p, a) for p, a in zip(g.PROMPTS, answers)],
     "compiled": [read._cache_size(), say._cache_size()],
+    "error": error(made),
     "devices": made.mesh.size,
   }
 print(json.dumps(found))
@@ -54,6 +70,7 @@ def test_eight_devices_say_what_one_says(found):
     # Where no margin is below 1e-4.
     assert sum(run["clear"]) == n_tokens and run["tokens"] == one["tokens"]
     assert run["drawn"] == one["drawn"]
+    assert run["error"] < 1e-4
 
 
 def test_the_number_of_programs_is_bounded_on_any_mesh(found):

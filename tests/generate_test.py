@@ -50,11 +50,11 @@ class Made:
     self.config = config(**changes)
     self.mesh = sharding.make_mesh(self.config.mesh)
     model = compose.build(self.config, tok().vocab_size, self.mesh)
-    self.params = draw(model)
+    self.model, self.params = model, draw(model)
     self.apply = jax.jit(compose.build(self.config, tok().vocab_size).apply)
     boxed = jax.eval_shape(model.init, jax.random.key(0))
-    placed = jax.device_put(self.params, sharding.shardings_of(boxed, self.mesh, fsdp=False))
-    args = self.config, model, placed, tok(), self.mesh, batch_size
+    self.placed = jax.device_put(self.params, sharding.shardings_of(boxed, self.mesh, fsdp=False))
+    args = self.config, model, self.placed, tok(), self.mesh, batch_size
     self.generator = generate.Generator(*args)
 
   def __call__(self, asked, **changes):

@@ -49,10 +49,8 @@ def answer(
     left_B, n_tokens = np.minimum(left_B, most), owner_BT.shape[1]
     room = generate.bucket(min(most, n_tokens), n_tokens)
     given = generate.GREEDY, compose.NOTHING, end
-    placed, keys_B = (
-      sharding.put_batch(prompts, mesh),
-      jax.random.split(jax.random.key(0), len(left_B)),
-    )
+    placed = sharding.put_batch(prompts, mesh)
+    keys_B = jax.random.split(jax.random.key(0), len(left_B))  # Greedy draws nothing.
     spoken, _ = decoding.read(params, placed, left_B, keys_B, *given, room=room)
     spoken = decoding.say(params, spoken, *given, room)
     for said_M, n in zip(*jax.device_get((spoken.said_BM, spoken.n_B)), strict=True):

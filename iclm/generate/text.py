@@ -160,48 +160,44 @@ class Generator:
       yield from self._stream_batch(texts, batch, options, stride)
 
   def _stream_batch(
-    self, texts: Sequence[str], batch: list[prompts.Prompt], options: Options, stride: int
+    self, texts: Sequence[str], batch: Sequence[prompts.Prompt], options: Options, stride: int
   ) -> Iterator[Piece]:
-    context, tok = prompts.limit(self._config), self._tokenizer
-    n_tokens = prompts.bucket(max(map(len, batch)), context)
-    rows = prompts.lay_out(batch, self._size, n_tokens, tok.pad_id)
-    left_B = np.zeros(self._size, np.int32)
-    left_B[: len(batch)] = [min(options.max_tokens, context - len(p) + 1) for p in batch]
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
-    do = self._intervention(options)
-    spoken, routed = self.decoding.read(
-      self._params,
-      sharding.put_batch(rows, self._mesh),
-      left_B,
-      self._keys(batch, options.seed),
-      sampling,
-      do,
-      tok.eos_id,
-      room=prompts.bucket(min(options.max_tokens, context), context),
-    )
-    routes = [(None, None)] * len(batch)
-    if routed is not None:
-      routes = list(zip(routed.index_B.tolist(), routed.confidence_B.tolist(), strict=True))
-    speeches, open_rows, heard = (
-      [Speech(tok, options.stop) for _ in batch],
-      set(range(len(batch))),
-      0,
-    )
-    while open_rows:
+    given = sampling, self._intervention(options), self._tokenizer.eos_id
+    spoken, routes = self._read(batch, options, given)
+    speeches = {b: Speech(self._tokenizer, options.stop) for b in range(len(batch))}
+    heard = 0
+    while True:
       said_BM, n_B, done_B = jax.device_get((spoken.said_BM, spoken.n_B, spoken.done_B))
-      for b in sorted(open_rows):
-        speech = speeches[b]
+      for b, speech in list(speeches.items()):
         text = speech.hear(said_BM[b, heard : n_B[b]].tolist(), bool(done_B[b]))
         answer = None
         if speech.stopped or done_B[b]:
-          open_rows.remove(b)
-          answer = self._answer(texts[batch[b].index], speech, *routes[b])
+          answer = self._answer(texts[batch[b].index], speeches.pop(b), *routes[b])
         yield Piece(batch[b].index, text, *routes[b], answer)
+      if not speeches:
+        return
       heard = int(spoken.n)
-      if open_rows:
-        shut_B = np.array([b not in open_rows for b in range(self._size)])
-        spoken = spoken._replace(done_B=spoken.done_B | shut_B)
-        spoken = self.decoding.say(self._params, spoken, sampling, do, tok.eos_id, stride)
+      shut_B = np.array([b not in speeches for b in range(self._size)])
+      spoken = spoken._replace(done_B=spoken.done_B | shut_B)
+      spoken = self.decoding.say(self._params, spoken, *given, stride)
+
+  def _read(
+    self, batch: Sequence[prompts.Prompt], options: Options, given: tuple[Any, ...]
+  ) -> tuple[decoding.Spoken, list[tuple[int | None, float | None]]]:
+    """The first tokens; and each prompt's expert, with the router's confidence in it."""
+    context, pad_id = prompts.limit(self._config), self._tokenizer.pad_id
+    n_tokens = prompts.bucket(max(map(len, batch)), context)
+    rows = sharding.put_batch(prompts.lay_out(batch, self._size, n_tokens, pad_id), self._mesh)
+    left_B = np.zeros(self._size, np.int32)
+    left_B[: len(batch)] = [min(options.max_tokens, context - len(p) + 1) for p in batch]
+    keys_B = self._keys(batch, options.seed)
+    room = prompts.bucket(min(options.max_tokens, context), context)
+    spoken, routed = self.decoding.read(self._params, rows, left_B, keys_B, *given, room=room)
+    if routed is None:
+      return spoken, [(None, None)] * len(batch)
+    routes = zip(routed.index_B.tolist(), routed.confidence_B.tolist(), strict=True)
+    return spoken, list(routes)
 
   def _answer(self, prompt: str, speech: Speech, expert, confidence) -> Answer:
     ended = speech.tokens[-1] == self._tokenizer.eos_id
