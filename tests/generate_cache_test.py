@@ -23,6 +23,10 @@ MODELS = {
   "no trunk": {"model__trunk_layers": 0, "router__reads": "embed"},
   "domain alone": OFF | {"experts__invariant": False},
   "prefix": {"model__attention": "prefix"},
+  "window": {"model__window": 3},
+  "Qwen": OFF
+  | ORACLE
+  | {"model__qkv_bias": True, "model__qk_norm": True, "model__rope_scaling__kind": "llama3"},
   "gaps": {"model__position_gap": 4, "model__attention": "prefix"},
   "around": AROUND | ORACLE,
   "around, lower": AROUND | ORACLE | {"topology__lower": 1},

@@ -129,6 +129,7 @@ def test_llama3_slows_the_slow_pairs_by_hand():
 
 def test_a_window_hides_what_lies_further_back():
   mask_BTT = transformer.attention_mask(jnp.ones((1, 4), jnp.int32), None)
+  places = jnp.arange(4)[None]
   seen = transformer.within(mask_BTT, places, places, 2)[0].astype(int)
   assert ["".join(map(str, row)) for row in seen.tolist()] == ["1000", "1100", "0110", "0011"]
   assert transformer.within(mask_BTT, places, places, 0) is mask_BTT

@@ -59,7 +59,7 @@ class Passes:
     return self._pin(x_BTD)
 
   def mask(self, batch: Batch, own_BTT: Bool[Array, "B T T"], window: int) -> Array:
-    """What each token sees: of the past, and of the T tokens as `own_BTT` says, both in a window."""
+    """What each token sees in a window: of the past, and of the T tokens as `own_BTT` says."""
     mine_BT, held = batch.position_BT, self._cache
     own_BTT = transformer.within(own_BTT, mine_BT, mine_BT, window)
     if held is None or not held.past:
