@@ -60,8 +60,11 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
   # Data, or a base, at fault is told before the folder is this config's own.
   training = assemble.training_rows(c)
   sets = {name: assemble.examples(source, c.data) for name, source in c.evaluation.sets.items()}
-  if c.checkpoint.init_from and hf.is_folder(c.checkpoint.init_from):
-    hf.check_base(c.checkpoint.init_from, c.model)
+  source = pathlib.Path(c.checkpoint.init_from).expanduser()
+  if c.checkpoint.init_from and hf.is_folder(source):
+    hf.check_base(source, c.model)
+  elif c.checkpoint.init_from:
+    workdir.config_of(source)
   with workdir.claim(folder, c):
     return _fit(c, folder, title, mesh, training, sets)
 
@@ -132,7 +135,8 @@ def _tokenizer(c: Config, folder: pathlib.Path, training) -> Tokenizer:
 
 def _fresh(c: Config, model: compose.Model, tx, mesh, key, loader: pipeline.Loader):
   """A new state: random, on a pretrained base, or of another run; prototypes fitted if asked."""
-  state, source = step.init_state(c, model, tx, mesh, key), pathlib.Path(c.checkpoint.init_from)
+  state = step.init_state(c, model, tx, mesh, key)
+  source = pathlib.Path(c.checkpoint.init_from).expanduser()
   if c.checkpoint.init_from and hf.is_folder(source):
     # The random base goes first: there need not be room for two.
     rest = {name: part for name, part in state.params.items() if name != "base"}

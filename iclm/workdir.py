@@ -153,6 +153,15 @@ def _read_json(path: pathlib.Path) -> Any:
     raise InputError(f"cannot read {path}: {error}") from None
 
 
+def config_of(workdir: pathlib.Path) -> Config:
+  """The config of a run.
+
+  Raises:
+    InputError: there is no run, or not with the keys of today.
+  """
+  return config.from_config_dict(_read_json(workdir / "config.json"))
+
+
 def load_run(workdir: pathlib.Path, sizes: config.Mesh | None = None) -> Run:
   """The newest good checkpoint of a run, with its own config and tokenizer.
 
@@ -162,7 +171,7 @@ def load_run(workdir: pathlib.Path, sizes: config.Mesh | None = None) -> Run:
   Raises:
     InputError: there is no run, or none of its checkpoints is good.
   """
-  c = config.from_config_dict(_read_json(workdir / "config.json"))
+  c = config_of(workdir)
   mesh = sharding.make_mesh(sizes or c.mesh)
   with checkpoints(workdir, c) as saves:
     newest = saves.newest()

@@ -124,6 +124,13 @@ def test_a_run_that_starts_from_another_keeps_what_is_frozen(whole, data, tmp_pa
   assert any(jax.tree.leaves(moved))
 
 
+def test_a_start_that_is_not_there_claims_no_folder(data, tmp_path):
+  for source in (tmp_path / "absent", tmp_path):
+    with pytest.raises(InputError, match=r"is no run's workdir: it holds no config\.json"):
+      fit(tmp_path / "run", data, **{"checkpoint.init_from": str(source)})
+  assert not (tmp_path / "run").exists()
+
+
 def test_non_finite_steps_stop_the_run_with_their_ids(data, tmp_path, capsys):
   with pytest.raises(train.RunStopped, match=r"3 steps in a row were not finite.*train:\d"):
     fit(tmp_path / "run", data, **{"optimizer.lr": 1e30, "nonfinite_limit": 3})
