@@ -18,7 +18,6 @@ Every case is written with its times, FLOPs and bytes. Medians, with interquarti
 import dataclasses
 import json
 import pathlib
-import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,7 +44,6 @@ def main(flag: flags.FlagValues) -> int:
   # What is read from a cache was not compiled.
   jax.config.update("jax_enable_compilation_cache", False)
   found, figures = SUITES[flag.suite](c, counts, flag.repeats)
-  device = jax.devices()[0]
   report = {
     "suite": flag.suite,
     "size": flag.size,
@@ -53,7 +51,6 @@ def main(flag: flags.FlagValues) -> int:
     "repeats": flag.repeats,
     "figures": figures,
     "cases": {case.name: case.told() for case in found},
-    "device": {"kind": device.device_kind, "platform": device.platform, "host": platform.machine()},
     "provenance": workdir.provenance(c),
   }
   workdir.write_json(pathlib.Path(flag.out), report)

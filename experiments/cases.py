@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iclm import compose, losses, optim, sharding, step
+from iclm import compose, experts, losses, optim, sharding, step
 from iclm.audit import flops
 from iclm.config import Config
 from iclm.data.pipeline import Batch
-from iclm.nn import lora, transformer
+from iclm.nn import transformer
 
 N_ANSWER = 4  # Tokens of an answer, at the end of each row.
 
@@ -114,14 +114,14 @@ def ours(name: str, c: Config) -> Case:
 def plain_lora(name: str, c: Config) -> Case:
   """What the model is to be compared with: one LoRA on twice the rows, and a frozen forward pass.
 
-  Written without the composition: the decoder, its adapters, the cross-entropy and AdamW.
+  Written without the composition: the decoder, an expert's adapters, the cross-entropy and AdamW.
   """
   vocab, m, e = c.data.tokenizer.vocab_size, c.model, c.experts
-  decoder = transformer.Decoder(dataclasses.replace(m, trunk_layers=0), vocab, 0.0)
+  m = dataclasses.replace(m, trunk_layers=0)
+  decoder = transformer.Decoder(m, vocab, 0.0)
   twice, once = (jax.tree.map(jnp.asarray, random_batch(c, n * c.batch_size)) for n in (2, 1))
-  base = compose.build(_plain(c), vocab).init(jax.random.key(0))
-  base = sharding.unbox(base)["base"]
-  adapters = _adapters(c, jax.random.key(1))
+  base = sharding.unbox(transformer.init(decoder, jax.random.key(0)))
+  adapters = sharding.unbox(experts.make(c, m.layers).init(jax.random.key(1)))["adapter"]
   tx = optax.adamw(c.optimizer.lr, c.optimizer.b1, c.optimizer.b2, c.optimizer.eps)
   scale = e.alpha / e.rank
 
@@ -129,7 +129,8 @@ def plain_lora(name: str, c: Config) -> Case:
     mask_BTT = transformer.attention_mask(batch.segment_BT, None)
     one_BTE = jnp.ones((*batch.tokens_BT.shape, 1))
     shared = transformer.shared(m, batch.position_BT, mask_BTT, one_BTE)
-    layers = {name: (a, b * scale) for name, (a, b) in adapters.items()}
+    # Behind the layer's axis one for experts, of which there is one.
+    layers = {name: (x["a"][:, None], x["b"][:, None] * scale) for name, x in adapters.items()}
     call = lambda method, *args: decoder.apply({"params": base}, *args, method=method)
     return call("unembed", call("upper", call("embed", batch.tokens_BT), layers, shared))
 
@@ -148,26 +149,6 @@ def plain_lora(name: str, c: Config) -> Case:
   args = base, twice, once
   lowered = jax.jit(advance, donate_argnums=0).lower(state, *args)
   return Case(name, lowered, state, args, flops.of(advance, state, *args), 0)
-
-
-def _plain(c: Config) -> Config:
-  nothing = dataclasses.replace(c.loss, beta=0.0, dependence=0.0, balance=0.0, zloss=0.0)
-  model = dataclasses.replace(c.model, trunk_layers=0)
-  kind = dataclasses.replace(c.experts, kind="none")
-  return dataclasses.replace(c, model=model, experts=kind, loss=nothing)
-
-
-def _adapters(c: Config, key) -> dict[str, Any]:
-  """One adapter per projection and layer: (a, b) with axes layer, expert (one), input, output."""
-  m, e = c.model, c.experts
-  q, kv = m.heads * m.head_size, m.kv_heads * m.head_size
-  sizes = {"q": (m.d_model, q), "k": (m.d_model, kv), "v": (m.d_model, kv), "o": (q, m.d_model)}
-  make: Callable[..., Any] = jax.vmap(lora.init, in_axes=(0, None, None, None))
-  found = {}
-  for i, name in enumerate(e.projections):
-    a, b = make(jax.random.split(jax.random.fold_in(key, i), m.layers), *sizes[name], e.rank)
-    found[name] = a[:, None], b[:, None]
-  return found
 
 
 def random_batch(c: Config, n_rows: int) -> Batch:

@@ -1,6 +1,11 @@
 """What every test shares: strict shapes, and a small model with a hand-made batch."""
 
+import json
 import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
 
 # Tests compile much and run little. Before JAX is imported, or it is not heard.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -10,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -87,6 +94,17 @@ def build(c: config.Config):
   """A model and parameters of which none is zero."""
   model = jitted(c)
   return model, draw(model)
+
+
+def on_eight_devices(script: str, *args: str) -> Any:
+  """What a script prints last, as JSON; a process of its own, since devices are counted once."""
+  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+  path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+  env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+  command = [sys.executable, "-c", script, *args]
+  done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture

@@ -1,14 +1,8 @@
 """On eight devices the same text comes out as on one, and it is that of the whole sequence."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
+from conftest import on_eight_devices
 
-ROOT = pathlib.Path(__file__).parent.parent
 MESHES = """
 import dataclasses, json, sys
 sys.path.insert(0, "tests")
@@ -52,13 +46,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def found():
-  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-  env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run(
-    [sys.executable, "-c", MESHES], env=env, cwd=ROOT, capture_output=True, text=True, check=False
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  return json.loads(done.stdout.splitlines()[-1])
+  return on_eight_devices(MESHES)
 
 
 def test_eight_devices_say_what_one_says(found):

@@ -2,16 +2,13 @@
 
 import functools
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny
+from conftest import on_eight_devices, tiny
 from hf_families import FAMILIES, GOLDEN, expected
 from safetensors.numpy import load_file
 
@@ -20,7 +17,6 @@ from iclm.data import tokenizer
 from iclm.hf import description
 from iclm.nn import rope, transformer
 
-ROOT = pathlib.Path(__file__).parents[1]
 TOLERANCE = 2e-4  # Of logits and states, absolute, float32 on a CPU.
 
 
@@ -228,14 +224,7 @@ print(json.dumps(found))
 
 
 def test_eight_devices_hold_their_part_of_the_same_weights():
-  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-  path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-  env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-  done = subprocess.run(
-    [sys.executable, "-c", SHARDED], env=env, cwd=ROOT, capture_output=True, text=True, check=False
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  found = json.loads(done.stdout.splitlines()[-1])
+  found = on_eight_devices(SHARDED)
   # q is (layers, D, heads * head size) = (1, 16, 16), down (1, 24, 16), the embedding (32, 16).
   assert found["llama_sharded (1, 1, 1)"] == [[1, 16, 16], [1, 24, 16], [32, 16]]
   assert found["llama_sharded (2, 2, 2)"] == [[1, 8, 8], [1, 12, 8], [32, 8]]

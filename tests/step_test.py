@@ -1,24 +1,17 @@
 """The train step: what moves, what stands still, and that the layout does not matter."""
 
 import functools
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import VOCAB, tiny
+from conftest import VOCAB, on_eight_devices, tiny
 
 from iclm import compose, optim, sharding, step
 from iclm.config import InputError, Mesh
 from iclm.step import advance as advancing
 from iclm.step import terms
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 @functools.cache
@@ -183,13 +176,7 @@ print(json.dumps(found))
 
 
 def test_eight_devices_give_the_losses_of_one_and_hold_their_part_only():
-  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-  env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run(
-    [sys.executable, "-c", SHARDED], env=env, cwd=ROOT, capture_output=True, text=True, check=False
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  found = json.loads(done.stdout.splitlines()[-1])
+  found = on_eight_devices(SHARDED)
   one = found["(1, 1, 1)"]["losses"]
   for sizes, run in found.items():
     np.testing.assert_allclose(run.pop("losses"), one, rtol=1e-5, err_msg=sizes)
