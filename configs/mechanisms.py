@@ -15,7 +15,7 @@ def get_config():
   c = quickstart.get_config()
   c.steps = 1_200
   c.batch_size = 64
-  c.model.position_gap = 3  # Without it no system answers one longer input.
+  c.model.position_gap = 3  # Without it no model that was tried answers one longer input.
   c.experts.count = 6
   c.optimizer.kind = "muon"
   c.data.train.mechanisms.tfds = "mechanisms/plain"

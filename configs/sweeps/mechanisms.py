@@ -3,7 +3,7 @@
   python -m experiments.sweep --sweep=configs/sweeps/mechanisms.py --workdir=runs/sweep --jobs=2
 
 Baselines first, then the model and what it loses without each part, then what was tried for it to
-gain. Each run takes one to three minutes of one core.
+gain. Each run takes two to six minutes of one core.
 """
 
 from ml_collections import config_dict
