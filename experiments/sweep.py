@@ -87,7 +87,9 @@ def jobs_of(
   if tuning.FOLDER in sweep.systems:
     raise InputError(f"no system can be called {tuning.FOLDER!r}: that folder holds the trials")
   merged = {
-    system: dict(sweep.every) | dict(changes) | last for system, changes in sweep.systems.items()
+    system: dict(sweep.every) | dict(changes) | last
+    for system, changes in sweep.systems.items()
+    if not systems or system in systems
   }
   if not merged or not sweep.seeds:
     raise InputError("the sweep names no system or no seed; there is nothing to run")
@@ -95,12 +97,13 @@ def jobs_of(
   for system, changes in merged.items():
     same = seen.setdefault(json.dumps(changes, sort_keys=True, default=str), system)
     if same != system:
-      raise InputError(f"systems {same!r} and {system!r} of the sweep are the same run; remove one")
+      raise InputError(
+        f"systems {same!r} and {system!r} of the sweep are the same run; leave one out (--systems)"
+      )
   return [
     Job(system, seed, folder / system / str(seed), sweep.config, changes)
     for seed in sweep.seeds
     for system, changes in merged.items()
-    if system in (systems or merged)
   ]
 
 
