@@ -83,7 +83,7 @@ def run(jobs: Sequence[Job], n_at_a_time: int, tries: int, children: Children) -
       if children.stopped and not finished.result():
         continue
       told = "done" if finished.result() else "FAILED"
-      print(f"[{n}/{len(todo)}] {job.system}, seed {job.seed}: {told}", flush=True)
+      print(f"[{n}/{len(todo)}] {job.system}/{job.folder.name}: {told}", flush=True)
       if not finished.result():
         dead.append(job)
   return dead

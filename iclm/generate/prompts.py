@@ -56,12 +56,12 @@ def encode(texts: Sequence[str], tokenizer: Tokenizer, config: Config) -> list[P
   for i, text in enumerate(texts):
     name = f"number {i + 1}"
     if not text:
-      raise InputError(f"the prompt of {name} is empty; a model needs one token to answer to.")
+      raise InputError(f"prompt {name} is empty; a model needs one token to answer to.")
     context, [question], whole = rows.encode_prompts([text], tokenizer, config.data.question, name)
     n = len(context) + len(question)
     if n > most:
       raise InputError(
-        f"the prompt of {name} has {n} tokens, and the context of this model is {most}; shorten it "
+        f"prompt {name} has {n} tokens, and the context of this model is {most}; shorten it "
         f"by {n - most}"
       )
     identity = zlib.crc32(np.asarray([*context, *question], "<i4").tobytes())
