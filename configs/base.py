@@ -104,6 +104,7 @@ def get_config() -> config_dict.ConfigDict:
       "question": "last_line",
       "questions_per_row": 4,
       "loss": "answer",
+      "counted": 0,
       "too_long": "error",
       "tokenizer": {"path": "", "vocab_size": 1024, "split": "numbers", "texts": 2_000},
     },

@@ -25,6 +25,6 @@ def get_config(size: str = "S"):
   c.experts.update(rank=8, alpha=16.0, projections=("q", "k", "v", "o"))
   c.router.reads = "base"  # An own frozen forward pass, which the residual combine needs too.
   c.trains.base = False
-  c.data.update(seq_len=tokens, question="none", questions_per_row=1)
+  c.data.update(seq_len=tokens, question="none", questions_per_row=1, counted=4)
   c.data.tokenizer.vocab_size = vocab_size
   return c

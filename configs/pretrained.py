@@ -20,7 +20,7 @@ def on(model: config_dict.ConfigDict, folder: str) -> config_dict.ConfigDict:
   c.bottleneck.width = 64
   c.router.width = 64
   c.optimizer.update(lr=2e-4, b2=0.99)
-  c.data.update(seq_len=1_024, questions_per_row=4)
+  c.data.update(seq_len=1_024, questions_per_row=4, counted=64)
   c.update(batch_size=8)
   c.evaluation.batch_size = 8
   return c

@@ -132,17 +132,20 @@ def plain_lora(name: str, c: Config) -> Case:
     # Behind the layer's axis one for experts, of which there is one.
     layers = {name: (x["a"][:, None], x["b"][:, None] * scale) for name, x in adapters.items()}
     call = lambda method, *args: decoder.apply({"params": base}, *args, method=method)
-    return call("unembed", call("upper", call("embed", batch.tokens_BT), layers, shared))
+    state_BTD: Any = call("upper", call("embed", batch.tokens_BT), layers, shared)
+    _, at_BC = jax.lax.top_k(batch.loss_mask_BT, c.data.counted or c.data.seq_len)
+    pick = lambda x: jnp.take_along_axis(x, at_BC, axis=1)
+    logits_BCV: Any = call("unembed", jnp.take_along_axis(state_BTD, at_BC[..., None], axis=1))
+    return logits_BCV, pick(batch.targets_BT), pick(batch.loss_mask_BT)
 
   def loss(adapters, base, batch):
-    logits_BTV: Any = forward(base, adapters, batch)
-    return losses.next_token_xent(logits_BTV, batch.targets_BT, batch.loss_mask_BT)[0]
+    return losses.next_token_xent(*forward(base, adapters, batch))[0]
 
   def advance(state, base, twice, once):
     adapters, moments = state
     value, grads = jax.value_and_grad(loss)(adapters, base, twice)
     updates, moments = tx.update(grads, moments, adapters)
-    seen = forward(base, {}, once)
+    seen, *_ = forward(base, {}, once)
     return (optax.apply_updates(adapters, updates), moments), value, jnp.mean(seen)
 
   state = adapters, tx.init(adapters)

@@ -44,6 +44,7 @@ def loader(source, **changes):
     question="last_line",
     loss="answer",
     too_long="error",
+    counted=0,
     process_index=0,
     process_count=1,
     prefetch=2,
@@ -244,3 +245,12 @@ def test_training_rows_and_evaluation_rows_are_the_same_rows():
   (only,) = evaluate(group, batch_size=1)
   row = rows.pack(group, BYTES, seq_len=16, question="last_line", loss="answer", too_long="error")
   assert_equal([leaf[0] for leaf in only.batch[:6]], row[:6])
+
+
+def test_a_row_that_counts_more_than_the_bound_is_an_error_and_not_cut():
+  # Every answer is one byte and its end: two targets a row.
+  assert (
+    loader([[example("n\nq", "a", "d", "d0")]] * 8, counted=2).batch(0).loss_mask_BT.sum() == 16
+  )
+  with pytest.raises(InputError, match="the row counts 2 targets"):
+    loader([[example("n\nq", "a", "d", "d0")]] * 8, counted=1).batch(0)

@@ -190,3 +190,50 @@ def test_eight_devices_give_the_losses_of_one_and_hold_their_part_only():
 def test_a_mesh_that_does_not_fit_is_refused():
   with pytest.raises(InputError, match="needs 4096 devices"):
     sharding.make_mesh(Mesh(data=16, expert=16, model=16))
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"combine": "logits"},
+    {"combine": "concat", "loss__aux": 0.5},
+    {"router__level": "token", "router__kind": "soft", "router__straight_through": False},
+    {"experts__kind": "none"},
+  ],
+)
+def test_heads_at_the_counted_positions_alone_change_no_gradient(batch, changes):
+  # Without messages there is no noise, whose draws go by the shape.
+  changes = {"bottleneck__kind": "none", "loss__beta": 0.0, "loss__dependence": 0.0} | changes
+  most = int(batch.loss_mask_BT.sum(axis=1).max())
+  assert most < batch.tokens_BT.shape[1] / 2
+  found = []
+  for counted in (0, most + 1):
+    c = tiny(data__counted=counted, **changes)
+    model = compose.build(c, VOCAB)
+    params = sharding.unbox(model.init(jax.random.key(0)))
+    state = start()._replace(params=params)
+    loss = functools.partial(terms.loss, config=c, model=model, state=state, tau=1.0)
+    n_tokens = batch.loss_mask_BT.sum()
+    grads, (metrics, _) = jax.jit(jax.grad(loss, has_aux=True))(
+      params, batch, jax.random.key(1), n_tokens
+    )
+    found.append((grads, metrics))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *found)
+
+
+def test_messages_and_dependence_are_read_where_targets_count(batch):
+  c = tiny(data__counted=12, loss__dependence=1.0)
+  model = compose.build(c, VOCAB)
+  params = sharding.unbox(model.init(jax.random.key(0)))
+  at = terms._counted(c, batch)
+  whole, picked = model.apply(params, batch), model.apply(params, batch, at_BC=at.at_BC)
+  index = at.at_BC[None, ..., None]
+  for name in ("logits_BTV", "messages_SBTZ"):
+    x, y = getattr(whole, name), getattr(picked, name)
+    x, y = (x[None], y[None]) if x.ndim == 3 else (x, y)
+    np.testing.assert_allclose(jnp.take_along_axis(x, index, axis=2), y, atol=1e-5)
+  # As many answers start as there are, whatever else is left out.
+  every = terms._counted(tiny(), batch)
+  assert int(at.starts_BC.sum()) == int(every.starts_BC.sum()) > 0
+  assert float(at.mask_BC.sum()) == float(batch.loss_mask_BT.sum())

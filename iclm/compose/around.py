@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from iclm import axes, experts
 from iclm.compose import serving
@@ -40,6 +40,7 @@ def run(
   routed: Routing,
   keys: tuple[Any, Any],
   do: Intervention,
+  at_BC: Int[Array, "B C"] | None,
 ) -> tuple[Array, Array, Array]:
   """Returns logits_BTV, messages_SBTZ and rate_SBT.
 
@@ -47,6 +48,7 @@ def run(
     passes: runs the layers; under a cache, `lower`, `core` and `upper` each have a past.
     x_BTD: states of the trunk.
     keys: of dropout and of the messages; None for deterministic.
+    at_BC: the positions that are asked for; None for all.
   """
   t, n_inputs = config.topology, len(x_BTD)
   split = lambda key: (None, None, None) if key is None else jax.random.split(key, 3)
@@ -77,8 +79,11 @@ def run(
   out_BTD = jnp.where(heard_B11, out_BTD.astype(x_BTD.dtype), into_BTD)
   above = _part(domain, t.lower, t.lower + t.upper)
   top = layers("upper", out_BTD, t.lower + n_core, t.upper, above, drop[2])
-  logits_BTV: Any = decoder.apply({"params": params["base"]}, top, method="unembed")
-  return logits_BTV, jnp.stack([z_core, z_domain]), jnp.stack([rate_core, rate_domain])
+  pick = functools.partial(serving.pick, at=at_BC)
+  logits_BTV: Any = decoder.apply({"params": params["base"]}, pick(top), method="unembed")
+  messages_SBTZ = jnp.stack([pick(z_core), pick(z_domain)])
+  rate_SBT = jnp.stack([pick(rate[..., None])[..., 0] for rate in (rate_core, rate_domain)])
+  return logits_BTV, messages_SBTZ, rate_SBT
 
 
 def _part(rows: Any, first: int, last: int) -> Any:

@@ -34,6 +34,8 @@ NOTHING = Intervention()
 class Output(NamedTuple):
   """logits_BTV in float32. The rest is None where the model has no such part.
 
+  Where `apply` is given positions, T counts them, and not the tokens of a row.
+
   messages_SBTZ and rate_SBT (nats per position) are in the order of `streams`; alone_SBTV
   is what each stream says alone, on request.
   """
@@ -52,9 +54,10 @@ class Model(NamedTuple):
 
   init(key) -> boxed params: {"base", "invariant", "domain", "router", "combine"}, the parts that
     the config has.
-  apply(params, batch, key, do, tau=, alone=, cache=) -> Output. `key=None` is deterministic:
-    messages take their mean, routes their argmax, nothing is dropped. With a cache, the batch goes
-    on behind the tokens in it, and what was routed to stays: see `compose.cache`.
+  apply(params, batch, key, do, tau=, alone=, cache=, at_BC=) -> Output. `key=None` is
+    deterministic: messages take their mean, routes their argmax, nothing is dropped. With a cache,
+    the batch goes on behind the tokens in it, and what was routed to stays: see `compose.cache`.
+    `at_BC` are the positions of each row that are asked for; heads are computed for no others.
   """
 
   init: Callable[[Array], Any]

@@ -103,7 +103,17 @@ def _positions(config: Config, batch: Batch, key: Array | None) -> Int[Array, "B
 
 
 def _plain(
-  config, decoder, params, batch, key=None, do=NOTHING, *, tau=None, alone=False, cache=None
+  config,
+  decoder,
+  params,
+  batch,
+  key=None,
+  do=NOTHING,
+  *,
+  tau=None,
+  alone=False,
+  cache=None,
+  at_BC=None,
 ):
   """The plain base: no router, no experts, nothing to intervene on."""
   if any(field is not None for field in do):
@@ -114,7 +124,7 @@ def _plain(
   shared = transformer.shared(config.model, _positions(config, batch, key), mask_BTC, None)
   run = lambda method, *args: passes(method, functools.partial(call, *args, method=method))
   x_BTD = run("upper", run("trunk", call(batch.tokens_BT, method="embed"), shared), {}, shared)
-  logits_BTV = call(x_BTD, method="unembed")
+  logits_BTV = call(serving.pick(x_BTD, at_BC), method="unembed")
   return Output(logits_BTV, cache=passes.grown(batch, None))
 
 
@@ -131,6 +141,7 @@ def _apply(
   tau: Float[Array, ""] | float | None = None,
   alone: bool = False,
   cache: Cache | None = None,
+  at_BC: Int[Array, "B C"] | None = None,
 ) -> Output:
   """See `Model`."""
   k_route, k_drop, k_noise = (None,) * 3 if key is None else jax.random.split(key, 3)
@@ -157,7 +168,7 @@ def _apply(
   grown = lambda: passes.grown(batch, None if config.router.level == "token" else routed)
 
   if config.topology.kind == "around":
-    args = decoder, expert, passes, params, x_BTD, shared, routed, (k_drop, k_noise), do
+    args = decoder, expert, passes, params, x_BTD, shared, routed, (k_drop, k_noise), do, at_BC
     logits_BTV, messages_SBTZ, rate_SBT = around.run(config, *args)
     return Output(logits_BTV, routed, messages_SBTZ, rate_SBT, None, prompt, grown())
 
@@ -165,7 +176,11 @@ def _apply(
   repeat = lambda x: pin(jnp.repeat(x, served.n, axis=0))
   shared = jax.tree.map(repeat, shared)._replace(weights_BTE=served.weights)
   run = lambda layers: call("streams", "upper", repeat(x_BTD), layers, shared)
-  state = expert.apply(served.params, run, k_drop)
+  state, base_BTD = expert.apply(served.params, run, k_drop), serving.pick(base_BTD, at_BC)
+  if at_BC is not None:
+    rows_RC = jnp.repeat(at_BC, served.n, axis=0)
+    state = serving.pick(state, rows_RC)
+    served = served._replace(weights=serving.pick(served.weights, rows_RC))
   said, z, rate = serving.speak(config, expert, served, state, k_noise, do)
   per_stream = functools.partial(serving.per_stream, config, served, routed)
   spoken: Any = per_stream(said)

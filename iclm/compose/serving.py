@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from iclm import axes, experts, information
 from iclm.compose.interface import Intervention
@@ -91,6 +91,11 @@ def serve(config: Config, params: Any, routed: Routing, n_tokens: int) -> Served
     always = jnp.broadcast_to(jnp.eye(1, 1 + n_experts)[None], weights.shape)
     weights = flat(jnp.stack([always, weights], axis=1))
   return Served(every, weights, len(names), tuple(range(len(names))))
+
+
+def pick(x: Array | None, at: Int[Array, "N C"] | None) -> Any:
+  """Of N rows of positions, the C that are asked for; all of them where `at` is None."""
+  return x if x is None or at is None else jnp.take_along_axis(x, at[..., None], axis=1)
 
 
 def speak(config: Config, expert: experts.Expert, served: Served, state, key, do: Intervention):

@@ -205,6 +205,11 @@ def _check_data(c: Config) -> None:
         f"config.{group}.{name} must give exactly one of tfds, jsonl and acre, not {given or 0}",
       )
   _require(
+    0 <= c.data.counted <= c.data.seq_len and (c.data.counted == 0 or c.data.loss == "answer"),
+    f"config.data.counted = {c.data.counted} must lie in 0..config.data.seq_len = "
+    f"{c.data.seq_len}, and be 0 where config.data.loss = 'all'",
+  )
+  _require(
     c.data.question == "last_line" or c.data.questions_per_row == 1,
     f"config.data.questions_per_row = {c.data.questions_per_row} needs "
     "config.data.question = 'last_line'",

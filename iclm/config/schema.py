@@ -201,6 +201,7 @@ class Data:
   question: Literal["none", "last_line"]
   questions_per_row: int
   loss: Literal["answer", "all"]
+  counted: int  # Most targets of a row that count: a step has heads for so many; 0: for all T.
   too_long: Literal["error", "truncate_left"]
   tokenizer: Tokenizer
 

@@ -144,6 +144,7 @@ def loader(
     question=c.data.question,
     loss=c.data.loss,
     too_long=c.data.too_long,
+    counted=c.data.counted,
     process_index=process_index,
     process_count=process_count,
     prefetch=PREFETCH,

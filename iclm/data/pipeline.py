@@ -96,6 +96,7 @@ class Loader:
   Attributes:
     rows: endless, see `mixture`; row r of step s is `rows[s * batch_size + r]`.
     tokenizer: see `rows.pack`, as `seq_len`, `question`, `loss` and `too_long`.
+    counted: the most targets of a row that may count, 0 for any number.
     domains: the names that `Batch.domain_B` counts in.
     batch_size: rows of the global batch, over all processes.
     process_index: which share of the global batch to read, in [0, process_count).
@@ -111,6 +112,7 @@ class Loader:
   question: Question
   loss: Loss
   too_long: TooLong
+  counted: int
   process_index: int
   process_count: int
   prefetch: int
@@ -128,10 +130,19 @@ class Loader:
     """Returns this process's rows of the batch of a step, equal on every call.
 
     Raises:
-      InputError: see `rows.pack`.
+      InputError: see `rows.pack`; or a row has more targets that count than `counted`.
     """
     groups = self._groups(step)
-    return _stack(self._pack(groups), [_domain(group[0], self.domains) for group in groups])
+    packed = self._pack(groups)
+    for row, group in zip(packed, groups, strict=True):
+      n = int((row.loss_mask_T > 0).sum())
+      if 0 < self.counted < n:
+        name = ", ".join(example.id for example in group)
+        raise InputError(
+          f"{name}: the row counts {n} targets and config.data.counted = {self.counted}; "
+          f"set it to {n} or more, or to 0 for any number"
+        )
+    return _stack(packed, [_domain(group[0], self.domains) for group in groups])
 
   def ids(self, step: int) -> list[str]:
     """Returns the ids of the examples of `batch(step)`, to name a batch that went wrong."""

@@ -28,6 +28,15 @@ class Seen(NamedTuple):
   row_mask_B: Bool[Array, "B"]
 
 
+class Counted(NamedTuple):
+  """The positions whose targets a loss is taken of: C of each row, or all T of them."""
+
+  at_BC: Int[Array, "B C"] | None  # None for all; then C is T in what follows.
+  targets_BC: Int[Array, "B C"]
+  mask_BC: Float[Array, "B C"]
+  starts_BC: Bool[Array, "B C"]  # An answer starts here.
+
+
 def loss(params, batch: Batch, key, n_tokens, *, config: Config, model: compose.Model, state, tau):
   """Weighted total of one micro-batch, with (metrics, Seen). `n_tokens`: counted per micro-batch
   on average, so that the mean over micro-batches is the mean over the batch. Of the state, it goes
@@ -39,14 +48,16 @@ def loss(params, batch: Batch, key, n_tokens, *, config: Config, model: compose.
   k_apply, k_dependence = jax.random.split(key)
   # Folded, not split: without perturbations, the draws of all else are what they were.
   do = compose.perturb(config, len(batch.tokens_BT), jax.random.fold_in(key, 2), state.step)
-  output = model.apply(params, batch, k_apply, do, tau=tau, alone=config.loss.aux > 0)
+  at = _counted(config, batch)
+  alone = config.loss.aux > 0
+  output = model.apply(params, batch, k_apply, do, tau=tau, alone=alone, at_BC=at.at_BC)
   mean = lambda nats, n: nats * n / jnp.maximum(n_tokens, 1)
-  nll, counted = losses.next_token_xent(output.logits_BTV, batch.targets_BT, batch.loss_mask_BT)
+  nll, counted = losses.next_token_xent(output.logits_BTV, at.targets_BC, at.mask_BC)
   terms: dict[str, Any] = {"answer_nats": mean(nll, counted)}
   weights: dict[str, Any] = {"answer_nats": 1.0}
   extra = {}
   if config.loss.group_dro > 0:
-    of_batch = output.logits_BTV, batch.targets_BT, batch.loss_mask_BT, batch.domain_B
+    of_batch = output.logits_BTV, at.targets_BC, at.mask_BC, batch.domain_B
     nats_G = losses.grouped_xent(*of_batch, len(state.group_G))
     terms["group_dro_nats"] = (state.group_G * nats_G).sum()
     weights |= {"answer_nats": 0.0, "group_dro_nats": 1.0}
@@ -55,14 +66,14 @@ def loss(params, batch: Batch, key, n_tokens, *, config: Config, model: compose.
   if output.rate_SBT is not None:
     beta = config.loss.beta * jnp.minimum(1.0, (state.step + 1) / max(config.bottleneck.ramp, 1))
     for name, rate_BT in zip(names, output.rate_SBT, strict=True):
-      rate = jnp.where(batch.loss_mask_BT > 0, rate_BT, 0.0).sum() / jnp.maximum(n_tokens, 1)
+      rate = jnp.where(at.mask_BC > 0, rate_BT, 0.0).sum() / jnp.maximum(n_tokens, 1)
       terms[f"rate_{name}_nats"], weights[f"rate_{name}_nats"] = rate, beta
   if output.alone_SBTV is not None:
     for name, alone_BTV in zip(names, output.alone_SBTV, strict=True):
-      nll, counted = losses.next_token_xent(alone_BTV, batch.targets_BT, batch.loss_mask_BT)
+      nll, counted = losses.next_token_xent(alone_BTV, at.targets_BC, at.mask_BC)
       terms[f"aux_{name}_nats"], weights[f"aux_{name}_nats"] = mean(nll, counted), config.loss.aux
   if config.loss.dependence > 0:
-    value, found = _dependence(config, output, batch, k_dependence)
+    value, found = _dependence(config, output, batch, at, k_dependence)
     extra |= found
     terms |= value
     weights |= dict.fromkeys(value, config.loss.dependence)
@@ -71,7 +82,7 @@ def loss(params, batch: Batch, key, n_tokens, *, config: Config, model: compose.
       terms[f"router_{name}"] = term
       weights[f"router_{name}"] = getattr(config.loss, ROUTER_TERMS[name])
   loss, metrics = losses.total(terms, weights)
-  hit = (output.logits_BTV.argmax(-1) == batch.targets_BT) & (batch.loss_mask_BT > 0)
+  hit = (output.logits_BTV.argmax(-1) == at.targets_BC) & (at.mask_BC > 0)
   metrics |= extra | {"loss_nats": loss, "token_accuracy": hit.sum() / jnp.maximum(n_tokens, 1)}
   seen = None
   if output.routing is not None:
@@ -100,14 +111,23 @@ def check_weights(config: Config) -> None:
       )
 
 
-def _dependence(config: Config, output: compose.Output, batch: Batch, key):
-  """Dependence of the two messages where an answer starts: one sample per question."""
-  starts_BT = batch.loss_mask_BT > 0
-  before_BT = jnp.pad(starts_BT[:, :-1], ((0, 0), (1, 0)))
+def _counted(config: Config, batch: Batch) -> Counted:
+  counts_BT = batch.loss_mask_BT > 0
+  before_BT = jnp.pad(counts_BT[:, :-1], ((0, 0), (1, 0)))
   same_BT = jnp.pad(batch.segment_BT[:, 1:] == batch.segment_BT[:, :-1], ((0, 0), (1, 0)))
-  start_M = (starts_BT & ~(before_BT & same_BT)).reshape(-1)
+  every = batch.targets_BT, batch.loss_mask_BT, counts_BT & ~(before_BT & same_BT)
+  if config.data.counted == 0:
+    return Counted(None, *every)
+  # Those that count, in their order, then others to fill up, which do not.
+  _, at_BC = jax.lax.top_k(batch.loss_mask_BT, config.data.counted)
+  return Counted(at_BC, *(jnp.take_along_axis(x_BT, at_BC, axis=1) for x_BT in every))
+
+
+def _dependence(config: Config, output: compose.Output, batch: Batch, at: Counted, key):
+  """Dependence of the two messages where an answer starts: one sample per question."""
+  start_M = at.starts_BC.reshape(-1)
   # A row starts one answer per segment, its context included where `data.loss` is "all".
-  n = min(start_M.size, len(starts_BT) * (config.data.questions_per_row + 1))
+  n = min(start_M.size, len(at.starts_BC) * (config.data.questions_per_row + 1))
   (at_N,) = jnp.nonzero(start_M, size=n, fill_value=0)
   mask_N = jnp.arange(n) < start_M.sum()
   messages_SBTZ: Any = output.messages_SBTZ
@@ -116,21 +136,21 @@ def _dependence(config: Config, output: compose.Output, batch: Batch, key):
   if d.kind == "joint_mi":
     p_NC, q_NC = (jax.nn.softmax(z_NZ[:, : d.features]) for z_NZ in (x_NZ, y_NZ))
     return {"dependence_mi_nats": information.joint_mi(p_NC, q_NC, mask_N)}, {}
-  groups_N, n_groups = _groups(config, output.logits_BTV.shape[-1], batch, at_N, mask_N)
+  groups_N, n_groups = _groups(config, output.logits_BTV.shape[-1], batch, at, at_N, mask_N)
   result = information.dependence(x_NZ, y_NZ, mask_N, groups_N, n_groups, key, d.features)
   extra = {"dependence_classes": result.n_used, "dependence_skipped": result.n_skipped}
   return {"dependence_nhsic": result.value}, extra
 
 
-def _groups(config: Config, n_vocab: int, batch: Batch, at_N, mask_N):
+def _groups(config: Config, n_vocab: int, batch: Batch, at: Counted, at_N, mask_N):
   """Class of each sample: nothing, its domain, or its label among the most frequent ones."""
   d = config.dependence
   if d.given == "none":
     return None, 1
   if d.given == "domain":
-    domain_BT = jnp.broadcast_to(batch.domain_B[:, None], batch.tokens_BT.shape)
-    return domain_BT.reshape(-1)[at_N], max(len(config.data.domains), 1)
-  label_N = batch.targets_BT.reshape(-1)[at_N]
+    domain_BC = jnp.broadcast_to(batch.domain_B[:, None], at.targets_BC.shape)
+    return domain_BC.reshape(-1)[at_N], max(len(config.data.domains), 1)
+  label_N = at.targets_BC.reshape(-1)[at_N]
   n_V = jnp.zeros(n_vocab, jnp.int32).at[label_N].add(mask_N)
   n_groups = min(d.classes, n_vocab)
   _, frequent_G = jax.lax.top_k(n_V, n_groups)
