@@ -57,17 +57,21 @@ def train_step(
   norms = optim.group_norms(grads)
   finite = jnp.isfinite(metrics["loss_nats"]) & jnp.isfinite(sum(norms.values()))
 
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params = optim.apply_updates(state.params, updates)
-  usage_E = state.usage_E
+  def move(state: TrainState) -> TrainState:
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optim.apply_updates(state.params, updates)
+    usage_E = state.usage_E
+    if seen is not None:
+      params, usage_E = _follow_routes(config, params, usage_E, seen, k_revive)
+    group_G = _weigh_domains(config, state.group_G, metrics)
+    return state._replace(params=params, opt_state=opt_state, usage_E=usage_E, group_G=group_G)
+
+  # A branch, not a choice between two states: there the old moments would live beside the new ones.
+  moved = jax.lax.cond(finite, move, lambda state: state, state)
   if seen is not None:
-    params, usage_E = _follow_routes(config, params, usage_E, seen, k_revive)
+    usage_E = moved.usage_E
     metrics |= {f"usage/{e}": usage_E[e] for e in range(config.experts.count)}
     metrics |= {"effective_experts": routing.effective_experts(usage_E), "tau": tau}
-  group_G = _weigh_domains(config, state.group_G, metrics)
-  keep = lambda new, old: jnp.where(finite, new, old)
-  moved = state._replace(params=params, opt_state=opt_state, usage_E=usage_E, group_G=group_G)
-  moved = jax.tree.map(keep, moved, state)
   bad = (~finite).astype(jnp.int32)
   skipped, in_a_row = state.skipped + bad, (state.skipped_in_a_row + bad) * bad
   metrics |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
