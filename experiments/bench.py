@@ -11,6 +11,8 @@ Suites, each with the figures that it writes under "figures":
   loss     loss_share: bottleneck and dependence, of a whole step
   memory   peak_bytes: growth from the first to the last number of experts, and adapters' own bytes
   compile  growth of the time that compilation takes
+  decode   tokens/s of 32 tokens behind a prompt that fills the rest of a row: over a plain decode
+           of the base at 2B rows, and of the last over the first number of experts
 
 Every case is written with its times, FLOPs and bytes. Medians, with interquartile ranges.
 """
@@ -132,11 +134,31 @@ def compilation(
   return found, {f"compile_growth_{counts[-1]}_over_{counts[0]}": last / first}
 
 
+def decode(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
+  ours = {
+    n: cases.decode(f"routed/{n}", _with(c, experts={"count": n}), c.batch_size) for n in counts
+  }
+  base = _with(c, experts={"kind": "none"}, loss={"beta": 0.0, "dependence": 0.0})
+  plain = cases.decode("plain_base_2B", base, 2 * c.batch_size)
+  found = [case for pair in (*ours.values(), plain) for case in pair]
+  cases.time_in_turns(found, WARMUP, repeats)
+  first, last = counts[0], counts[-1]
+  both = lambda pair: sum(case.summary(case.step_s)["median"] for case in pair)
+  # Tokens/s are the inverse of the time, so that the baseline's stands above ours.
+  return found, {
+    "over_plain_2B": {str(n): _ratio(plain[1], pair[1]) for n, pair in ours.items()},
+    "over_plain_2B_with_prompt": {str(n): both(plain) / both(pair) for n, pair in ours.items()},
+    f"tokens_{last}_over_{first}": _ratio(ours[first][1], ours[last][1]),
+    "prompt_and_answer_s": {str(n): both(pair) for n, pair in ours.items()},
+  }
+
+
 SUITES: dict[str, Callable[..., tuple[list[Case], dict[str, Any]]]] = {
   "train": train,
   "loss": loss,
   "memory": memory,
   "compile": compilation,
+  "decode": decode,
 }
 
 

@@ -15,9 +15,12 @@ from iclm import compose, experts, losses, optim, sharding, step
 from iclm.audit import flops
 from iclm.config import Config
 from iclm.data.pipeline import Batch
+from iclm.generate import decoding
+from iclm.generate.sampling import Sampling
 from iclm.nn import transformer
 
 N_ANSWER = 4  # Tokens of an answer, at the end of each row.
+N_SAID = 32  # Tokens of an answer that is generated; its prompt fills the rest of the row.
 
 
 @dataclasses.dataclass
@@ -152,6 +155,40 @@ def plain_lora(name: str, c: Config) -> Case:
   args = base, twice, once
   lowered = jax.jit(advance, donate_argnums=0).lower(state, *args)
   return Case(name, lowered, state, args, flops.of(advance, state, *args), 0)
+
+
+def decode(name: str, c: Config, n_rows: int) -> tuple[Case, Case]:
+  """Reading `n_rows` prompts and saying a first token, and saying the `N_SAID` - 1 behind it.
+
+  No token ends an answer. The cache is not donated, so that a case may begin again.
+  """
+  mesh = sharding.make_mesh(c.mesh)
+  model = compose.build(c, c.data.tokenizer.vocab_size, mesh)
+  params = sharding.unbox(jax.jit(model.init)(jax.random.key(0)))
+  whole = random_batch(c, n_rows)
+  n_prompt = c.data.seq_len - N_SAID
+  prompts = Batch(*(x if x.ndim == 1 else x[:, :n_prompt] for x in whole))
+  prompts = prompts._replace(segment_BT=np.ones_like(prompts.segment_BT))
+  given = Sampling(0.0, 0, 1.0), compose.NOTHING, -1
+  left_B, key_B = np.full(n_rows, N_SAID, np.int32), jax.random.split(jax.random.key(1), n_rows)
+
+  def read(params, prompts):
+    return params, decoding.read(model, params, prompts, left_B, key_B, *given, room=N_SAID)[0]
+
+  def say(params, spoken):
+    return params, decoding.say(model, params, spoken, *given, N_SAID - 1).said_BM
+
+  _, spoken = jax.jit(read)(params, prompts)
+  # A loop's trips are in its data: one token is counted, and multiplied.
+  one = lambda params, spoken: model.apply(params, spoken.next, cache=spoken.cache)
+  flops_said = (N_SAID - 1) * flops.of(one, params, spoken)
+  size = sum(x.nbytes for x in jax.tree.leaves(params.get("domain", {})))
+  of = lambda suffix, f, args, n_flops: Case(
+    f"{name}/{suffix}", jax.jit(f).lower(params, args), params, (args,), n_flops, size
+  )
+  return of("prompt", read, prompts, flops.of(read, params, prompts)), of(
+    "answer", say, spoken, flops_said
+  )
 
 
 def random_batch(c: Config, n_rows: int) -> Batch:

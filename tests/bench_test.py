@@ -50,20 +50,22 @@ def counted(**parts) -> float:
 def test_the_number_of_experts_is_free():
   two = counted(experts={"count": 2})
   assert counted(experts={"count": 32}) == pytest.approx(two, rel=0.001)
-  # A frozen forward pass and two streams are 2 + 2 * 4 per weight; every expert, 2 + 4 * (K + 1).
+  # A frozen forward pass and two streams are 2 + 2 * 4 per weight; every expert, 2 + 4 * (K + 1);
+  # and the streams alone have adapters.
   for n, floor in ((2, 1.4), (32, 13.4)):
     every = counted(experts={"count": n}, compute="all")
-    assert every / two == pytest.approx(floor, rel=0.01)
+    assert every / two == pytest.approx(floor, rel=0.02)
   # Half of the layers once, forward: (1 + 1 + 2 * 2) / 10 of it.
   half = counted(experts={"count": 2}, model={"trunk_layers": 2})
-  assert half / two == pytest.approx(0.6, rel=0.01)
+  assert half / two == pytest.approx(0.6, rel=0.02)
 
 
 def test_a_plain_lora_step_is_the_formula(small):
-  # At width 32 attention and head weigh much: all of it, by hand, per token of one row.
+  # At width 32 attention and head weigh much: all of it, by hand, per token of one row. The head
+  # is there for the 4 tokens of an answer.
   case = cases.plain_lora("plain", small)
   d, f, t, v, r, layers = 32, 48, 16, 32, 2, 2
-  base = layers * (4 * d * d + 3 * d * f) + d * v
+  base = layers * (4 * d * d + 3 * d * f) + d * v * 4 / 16
   attention, adapters = layers * 2 * d * t, layers * 4 * 2 * d * r
   # Forward; backward with respect to states, of attention with respect to both sides, of adapters
   # with respect to states and weights.
@@ -75,7 +77,7 @@ def test_a_plain_lora_step_is_the_formula(small):
 def test_bytes_grow_by_the_adapters(small):
   found, figures = bench.memory(small, [2, 64], 1)
   assert found[0].step_s == [] and figures["own_bytes"] == 4 * 62 * found[0].domain_bytes // 2
-  assert 0.9 < figures["growth_over_own"] < 1.6
+  assert 0.98 < figures["growth_over_own"] < 1.02
 
 
 def test_what_cannot_be_measured_is_said():
@@ -89,3 +91,18 @@ def test_compilations_are_timed(small):
   case = cases.ours("one", dataclasses.replace(small, batch_size=2))
   case.compile_again()
   assert len(case.compile_s) == 2 and case.told()["step_s"] is None
+
+
+def test_answers_are_timed_apart_from_their_prompts(small):
+  c = bench._with(small, data={"seq_len": 40}, batch_size=2)
+  found, figures = bench.decode(c, [2, 6], 2)
+  assert [case.name for case in found] == [
+    f"{name}/{part}"
+    for name in ("routed/2", "routed/6", "plain_base_2B")
+    for part in ("prompt", "answer")
+  ]
+  assert figures["tokens_6_over_2"]["flops"] == pytest.approx(1, rel=0.01)
+  # By FLOPs the base and two streams stand against two: 2 / 3, and the adapters.
+  assert 0.5 < figures["over_plain_2B"]["2"]["flops"] < 0.67
+  _, said_BM = found[1].run(found[1].state, *found[1].args)
+  assert said_BM.shape == (2, cases.N_SAID)

@@ -24,7 +24,7 @@ class Cache(NamedTuple):
   """C slots for each of B inputs; all inputs use the same ones, and mask what is padding.
 
   Attributes:
-    past: pass through layers -> (k_LNCHK, v_LNCHK), N rows of it; {} when nothing was read.
+    past: pass through layers -> (k_LNHCK, v_LNHCK), N rows of it; {} when nothing was read.
     segment_BC: of the token in each slot, as in `Batch`; 0 is padding, or free.
     position_BC: of the token in each slot, as in `Batch`.
     used: slots that are taken.
@@ -79,9 +79,9 @@ class Passes:
       old, new.astype(old.dtype), used, axis
     )
     if held.past:
-      past = jax.tree.map(lambda old, new: put(old, new, 2), held.past, self._own)
+      past = jax.tree.map(lambda old, new: put(old, new, 3), held.past, self._own)
     else:
-      free = ((0, 0), (0, 0), (0, n_free), (0, 0), (0, 0))
+      free = ((0, 0), (0, 0), (0, 0), (0, n_free), (0, 0))
       past = jax.tree.map(lambda new: jnp.pad(new, free), self._own)
     kept = None if routed is None else routed._replace(losses={})
     segment_BC = put(held.segment_BC, batch.segment_BT, 1)

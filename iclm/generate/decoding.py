@@ -57,11 +57,11 @@ class Decoding(NamedTuple):
 
 def make(model: compose.Model) -> Decoding:
   """Make it once and keep it."""
-  read = jax.jit(functools.partial(_read, model), static_argnames="room")
-  return Decoding(read, jax.jit(functools.partial(_say, model), donate_argnums=1))
+  reads = jax.jit(functools.partial(read, model), static_argnames="room")
+  return Decoding(reads, jax.jit(functools.partial(say, model), donate_argnums=1))
 
 
-def _read(
+def read(
   model: compose.Model,
   params: Any,
   prompts: Batch,
@@ -76,10 +76,9 @@ def _read(
   n_rows, n_tokens = prompts.tokens_BT.shape
   # The last token that a row says is never read.
   cache = compose.empty_cache(n_rows, n_tokens + room - 1)
-  output = model.apply(params, prompts, None, do, cache=cache)
   last_B1 = jnp.maximum((prompts.segment_BT > 0).sum(axis=1, keepdims=True) - 1, 0)
+  output = model.apply(params, prompts, None, do, cache=cache, at_BC=last_B1)
   at_last = lambda x_BT: jnp.take_along_axis(x_BT, last_B1, axis=1)
-  logits_BV = jnp.take_along_axis(output.logits_BTV, last_B1[..., None], axis=1)[:, 0]
   column = prompts._replace(
     **{name: at_last(getattr(prompts, name)) for name in Batch._fields if name != "domain_B"}
   )
@@ -96,10 +95,10 @@ def _read(
     key_B=key_B,
     cache=output.cache,
   )
-  return _spoken(spoken, logits_BV, sampling, eos_id), output.routing
+  return _spoken(spoken, output.logits_BTV[:, 0], sampling, eos_id), output.routing
 
 
-def _say(
+def say(
   model: compose.Model,
   params: Any,
   spoken: Spoken,

@@ -5,11 +5,13 @@ run in `dtype`, norms and softmax in float32. Source: Touvron et al. 2023 (arXiv
 sets Mistral and Qwen apart are keys of the config: biases, norms of queries and keys, a window.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from iclm import axes
@@ -108,6 +110,31 @@ def equal_qk(layers: dict[str, Any], model: Model) -> dict[str, Any]:
   return layers | {"k": layers["k"].replace_boxed(first)}
 
 
+def attend(
+  q_BTHK: Float[Array, "B T H K"], parts: Any, mask_BTC: Bool[Array, "B T C"]
+) -> Float[Array, "B T H K"]:
+  """Attention to keys that lie in several places, none of which is copied for it.
+
+  Args:
+    parts: pairs of k_BHCK and v_BHCK; heads of queries divide into theirs.
+    mask_BTC: of the keys of all parts, in their order.
+  """
+  b, t, n_heads, size = q_BTHK.shape
+  n_kv = parts[0][0].shape[1]
+  q_BTHGK = q_BTHK.reshape(b, t, n_kv, n_heads // n_kv, size)
+  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  scores = [dot("bthgk,bhck->bhgtc", q_BTHGK, k_BHCK) for k_BHCK, _ in parts]
+  scores_BHGTC = jnp.concatenate(scores, axis=-1) * size**-0.5
+  scores_BHGTC = jnp.where(mask_BTC[:, None, None], scores_BHGTC, -jnp.inf)
+  share_BHGTC = jax.nn.softmax(scores_BHGTC).astype(q_BTHK.dtype)
+  ends = np.cumsum([k_BHCK.shape[2] for k_BHCK, _ in parts])[:-1]
+  shares = jnp.split(share_BHGTC, ends, axis=-1)
+  mixed = [
+    dot("bhgtc,bhck->bthgk", s, v_BHCK) for s, (_, v_BHCK) in zip(shares, parts, strict=True)
+  ]
+  return jnp.add(*mixed).reshape(q_BTHK.shape).astype(q_BTHK.dtype)
+
+
 class RMSNorm(nn.Module):
   """x / rms(x) * gain, in float32."""
 
@@ -133,8 +160,8 @@ class Block(nn.Module):
 
   `layer` holds this layer's adapters: name of the projection -> (a, b), their scale folded into b,
   and under "key" the dropout key, if any. An empty dict leaves the base alone. Under "past" are the
-  keys and values of tokens read before, k_BCHK and v_BCHK or () for none: given any of these, the
-  tokens attend to them too, and the layer also returns its own k_BTHK and v_BTHK.
+  keys and values of tokens read before, k_BHCK and v_BHCK or () for none: given any of these, the
+  tokens attend to them too, and the layer also returns its own k_BHTK and v_BHTK.
   """
 
   model: Model
@@ -165,17 +192,15 @@ class Block(nn.Module):
     q_BTHK = self._turned("q", q.reshape(b, t, m.heads, m.head_size), shared)
     k_BTHK = self._turned("k", k.reshape(b, t, m.kv_heads, m.head_size), shared)
     v_BTHK = v.reshape(b, t, m.kv_heads, m.head_size)
-    own, kernel = None, m.kernel
-    if "past" in layer:
-      own = k_BTHK, v_BTHK
-      if layer["past"]:
-        k_BTHK, v_BTHK = (
-          jnp.concatenate(pair, axis=1) for pair in zip(layer["past"], own, strict=True)
-        )
-        kernel = "xla"  # The fused kernels are made for queries as many as keys.
-    mixed_BTHK = jax.nn.dot_product_attention(
-      q_BTHK, k_BTHK, v_BTHK, mask=shared.mask_BTC[:, None], implementation=kernel
-    )
+    past = layer.get("past", None)
+    # Heads first: as products over slots have it, so that a long past is not transposed.
+    own = None if past is None else (k_BTHK.swapaxes(1, 2), v_BTHK.swapaxes(1, 2))
+    if past:
+      mixed_BTHK = attend(q_BTHK, (past, own), shared.mask_BTC)
+    else:
+      mixed_BTHK = jax.nn.dot_product_attention(
+        q_BTHK, k_BTHK, v_BTHK, mask=shared.mask_BTC[:, None], implementation=m.kernel
+      )
     flat = mixed_BTHK.reshape(b, t, m.heads * m.head_size)
     return self._project("o", flat, m.d_model, inner, layer, shared), own
 
@@ -263,10 +288,10 @@ class Decoder(nn.Module):
 
     Args:
       layers: adapters with a leading layer axis, or an empty dict.
-      past: of a cache: k_LBCHK and v_LBCHK of the tokens before, () when there are none.
+      past: of a cache: k_LBHCK and v_LBHCK of the tokens before, () when there are none.
 
     Returns:
-      The states x_BTD; given a past, also the tokens' own (k_LBTHK, v_LBTHK).
+      The states x_BTD; given a past, also the tokens' own (k_LBHTK, v_LBHTK).
     """
     return _through(self.upper_layers, x_BTD, layers, shared, past)
 
