@@ -3,9 +3,10 @@
   prompt     ->  apply(cache=empty(B, C))  ->  Output.cache: keys, values, the route
   one token  ->  apply(cache=that)         ->  the same, one slot further
 
-Each pass through layers keeps keys and values of its own: trunk, base without adapters (residual),
-the streams' rows; or, around a core, lower, core and upper. The router reads when the cache is
-empty and never again; routed by token, it reads each token.
+Each pass through layers keeps keys and values of its own: trunk, and the streams' rows, with one
+more of the base under residual (block adapters leave that to a pass of the base); or, around a
+core, lower, core and upper. The router reads when the cache is empty and never again; routed by
+token, it reads each token.
 """
 
 from collections.abc import Callable

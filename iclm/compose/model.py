@@ -158,9 +158,13 @@ def _apply(
   x_BTD = call("trunk", "trunk", embedded_BTD, shared)
   base_BTD: Any = None
   routed, prompt = _kept_route(config, cache), None
-  if config.combine == "residual" or (config.router.reads == "base" and routed is None):
+  # Token by token, what a pass costs is the weights that it reads: there the base runs as one row
+  # more beside the streams.
+  joins = cache is not None and config.combine == "residual" and not serving.is_block(config)
+  apart = config.combine == "residual" and not joins
+  if apart or (config.router.reads == "base" and routed is None):
     # What only the router of a prompt reads is not needed again.
-    again = config.combine == "residual" or config.router.level == "token"
+    again = apart or config.router.level == "token"
     base_BTD = call("base" if again else None, "upper", x_BTD, {}, shared)
   if routed is None:
     read_BTD = {"embed": embedded_BTD, "trunk": x_BTD, "base": base_BTD}[config.router.reads]
@@ -173,10 +177,15 @@ def _apply(
     return Output(logits_BTV, routed, messages_SBTZ, rate_SBT, None, prompt, grown())
 
   served = serving.serve(config, params, routed, batch.tokens_BT.shape[1])
-  repeat = lambda x: pin(jnp.repeat(x, served.n, axis=0))
+  whole = serving.with_base(served) if joins else served
+  repeat = lambda x: pin(jnp.repeat(x, whole.n, axis=0))
   shared = jax.tree.map(repeat, shared)._replace(weights_BTE=served.weights)
   run = lambda layers: call("streams", "upper", repeat(x_BTD), layers, shared)
-  state, base_BTD = expert.apply(served.params, run, k_drop), serving.pick(base_BTD, at_BC)
+  state = expert.apply(whole.params, run, k_drop)
+  if joins:
+    every = state.reshape(-1, whole.n, *state.shape[1:])
+    state, base_BTD = every[:, :-1].reshape(-1, *state.shape[1:]), every[:, -1]
+  base_BTD = serving.pick(base_BTD, at_BC)
   if at_BC is not None:
     rows_RC = jnp.repeat(at_BC, served.n, axis=0)
     state = serving.pick(state, rows_RC)

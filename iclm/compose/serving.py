@@ -93,6 +93,16 @@ def serve(config: Config, params: Any, routed: Routing, n_tokens: int) -> Served
   return Served(every, weights, len(names), tuple(range(len(names))))
 
 
+def with_base(served: Served) -> Served:
+  """The same rows, and behind those of each input one that no adapter changes."""
+
+  def join(x):
+    rows = x.reshape(-1, served.n, *x.shape[1:])
+    return jnp.pad(rows, ((0, 0), (0, 1), *((0, 0),) * (x.ndim - 1))).reshape(-1, *x.shape[1:])
+
+  return Served(jax.tree.map(join, served.params), None, served.n + 1, served.slots)
+
+
 def pick(x: Array | None, at: Int[Array, "N C"] | None) -> Any:
   """Of N rows of positions, the C that are asked for; all of them where `at` is None."""
   return x if x is None or at is None else jnp.take_along_axis(x, at[..., None], axis=1)
