@@ -50,14 +50,14 @@ class Passes:
   """Runs layers of a base; under a cache each named pass attends to its own past."""
 
   def __init__(self, pin: Callable[[Array], Array], cache: Cache | None):
-    self._pin, self._cache, self._own = pin, cache, {}
+    self.pin, self._cache, self._own = pin, cache, {}
 
   def __call__(self, name: str | None, run: Callable[..., Any]) -> Any:
     """The states of `run(past=...)`; a pass without a name is not remembered."""
     if self._cache is None or name is None:
-      return self._pin(run())
+      return self.pin(run())
     x_BTD, self._own[name] = run(past=self._cache.past.get(name, ()))
-    return self._pin(x_BTD)
+    return self.pin(x_BTD)
 
   def mask(self, batch: Batch, own_BTT: Bool[Array, "B T T"], window: int) -> Array:
     """What each token sees in a window: of the past, and of the T tokens as `own_BTT` says."""

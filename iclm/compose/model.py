@@ -10,12 +10,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from iclm import axes, experts, routing, sharding
-from iclm.compose import around, serving
+from iclm.compose import around, parallel, serving
 from iclm.compose.cache import Cache, Passes
 from iclm.compose.interface import NOTHING, Intervention, Model, Output
 from iclm.config import Config, InputError
 from iclm.data.pipeline import Batch
-from iclm.nn import combine, transformer
+from iclm.nn import transformer
 
 GAP = 3  # Folded into the key that draws positions.
 
@@ -169,50 +169,15 @@ def _apply(
   if routed is None:
     read_BTD = {"embed": embedded_BTD, "trunk": x_BTD, "base": base_BTD}[config.router.reads]
     routed, prompt = _route(config, params["router"], read_BTD, batch, k_route, do, tau)
-  grown = lambda: passes.grown(batch, None if config.router.level == "token" else routed)
-
+  given = decoder, expert, passes, params, x_BTD
+  rest = shared, routed, (k_drop, k_noise), do, at_BC
   if config.topology.kind == "around":
-    args = decoder, expert, passes, params, x_BTD, shared, routed, (k_drop, k_noise), do, at_BC
-    logits_BTV, messages_SBTZ, rate_SBT = around.run(config, *args)
-    return Output(logits_BTV, routed, messages_SBTZ, rate_SBT, None, prompt, grown())
-
-  served = serving.serve(config, params, routed, batch.tokens_BT.shape[1])
-  whole = serving.with_base(served) if joins else served
-  repeat = lambda x: pin(jnp.repeat(x, whole.n, axis=0))
-  shared = jax.tree.map(repeat, shared)._replace(weights_BTE=served.weights)
-  run = lambda layers: call("streams", "upper", repeat(x_BTD), layers, shared)
-  state = expert.apply(whole.params, run, k_drop)
-  if joins:
-    every = state.reshape(-1, whole.n, *state.shape[1:])
-    state, base_BTD = every[:, :-1].reshape(-1, *state.shape[1:]), every[:, -1]
-  base_BTD = serving.pick(base_BTD, at_BC)
-  if at_BC is not None:
-    rows_RC = jnp.repeat(at_BC, served.n, axis=0)
-    state = serving.pick(state, rows_RC)
-    served = served._replace(weights=serving.pick(served.weights, rows_RC))
-  said, z, rate = serving.speak(config, expert, served, state, k_noise, do)
-  per_stream = functools.partial(serving.per_stream, config, served, routed)
-  spoken: Any = per_stream(said)
-  said_SBTD = spoken.astype(x_BTD.dtype)
-  if config.bottleneck.kind == "none" and config.combine == "residual":
-    said_SBTD = said_SBTD - base_BTD[None]  # The adapters' own effect on the state.
-
-  strength_SB = serving.strength(config, routed, do)
-  mix = _mix(config, decoder, params, said_SBTD, strength_SB, base_BTD)
-  alone_SBTV = None
-  if alone:
-    only_SSB = jnp.eye(len(strength_SB))[..., None] * jnp.ones_like(strength_SB)[None]
-    alone_SBTV = jnp.stack([mix(only_SB) for only_SB in only_SSB])
-  told = per_stream(z), per_stream(rate), alone_SBTV
-  return Output(mix(strength_SB), routed, *told, prompt, grown())
-
-
-def _mix(config: Config, decoder, params: Any, said_SBTD, strength_SB, base_BTD) -> combine.Mix:
-  """The combine of a config over what the streams say; a silent one is not felt, not even NaN."""
-  said_SBTD = jnp.where(strength_SB[..., None, None] == 0, 0, said_SBTD)
-  unembed = lambda h: decoder.apply({"params": params["base"]}, h, method="unembed")
-  head_CV = params["combine"]["head_CV"] if config.combine == "concat" else None
-  return combine.KINDS[config.combine](said_SBTD, base_BTD, head_CV, unembed)
+    told = *around.run(config, *given, *rest), None
+  else:
+    told = parallel.run(config, *given, base_BTD if apart else None, *rest, alone)
+  logits_BTV, messages_SBTZ, rate_SBT, alone_SBTV = told
+  cached = passes.grown(batch, None if config.router.level == "token" else routed)
+  return Output(logits_BTV, routed, messages_SBTZ, rate_SBT, alone_SBTV, prompt, cached)
 
 
 def _kept_route(config: Config, cache: Cache | None) -> routing.Routing | None:

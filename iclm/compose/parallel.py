@@ -1,0 +1,91 @@
+"""The topology `parallel`: the invariant and the domain expert side by side, on one base.
+
+  x -> upper, adapters of the invariant and of the chosen domain expert, as one batch -> messages z
+  residual:  logits = head(h_base + u_invariant + w u_domain)
+
+Source: Gendron et al. 2024 (arXiv 2402.02636), section 3.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from iclm import experts
+from iclm.compose import serving
+from iclm.compose.cache import Passes
+from iclm.compose.interface import Intervention
+from iclm.config import Config
+from iclm.nn import combine, transformer
+from iclm.routing import Routing
+
+
+def run(
+  config: Config,
+  decoder: transformer.Decoder,
+  expert: experts.Expert,
+  passes: Passes,
+  params: Any,
+  x_BTD: Float[Array, "B T D"],
+  base_BTD: Float[Array, "B T D"] | None,
+  shared: transformer.Shared,
+  routed: Routing,
+  keys: tuple[Any, Any],
+  do: Intervention,
+  at_BC: Int[Array, "B C"] | None,
+  alone: bool,
+) -> tuple[Array, Any, Any, Any]:
+  """Returns logits_BTV, messages_SBTZ, rate_SBT, and alone_SBTV where asked for.
+
+  Args:
+    passes: runs the layers; under a cache, `streams` has a past.
+    x_BTD: states of the trunk.
+    base_BTD: states of the base; None where nothing needs them, or where they are computed with
+      the streams (residual, under a cache).
+    keys: of dropout and of the messages; None for deterministic.
+    at_BC: the positions that are asked for; None for all.
+  """
+  k_drop, k_noise = keys
+  served = serving.serve(config, params, routed, x_BTD.shape[1])
+  joins = config.combine == "residual" and base_BTD is None
+  whole = serving.with_base(served) if joins else served
+  repeat = lambda x: passes.pin(jnp.repeat(x, whole.n, axis=0))
+  shared = jax.tree.map(repeat, shared)._replace(weights_BTE=served.weights)
+
+  def layers(adapters):
+    args = {"params": params["base"]}, repeat(x_BTD), adapters, shared
+    return passes("streams", functools.partial(decoder.apply, *args, method="upper"))
+
+  state = expert.apply(whole.params, layers, k_drop)
+  if joins:
+    every = state.reshape(-1, whole.n, *state.shape[1:])
+    state, base_BTD = every[:, :-1].reshape(-1, *state.shape[1:]), every[:, -1]
+  base: Any = serving.pick(base_BTD, at_BC)
+  if at_BC is not None:
+    rows_RC = jnp.repeat(at_BC, served.n, axis=0)
+    state = serving.pick(state, rows_RC)
+    served = served._replace(weights=serving.pick(served.weights, rows_RC))
+  said, z, rate = serving.speak(config, expert, served, state, k_noise, do)
+  per_stream = functools.partial(serving.per_stream, config, served, routed)
+  spoken: Any = per_stream(said)
+  said_SBTD = spoken.astype(x_BTD.dtype)
+  if config.bottleneck.kind == "none" and config.combine == "residual":
+    said_SBTD = said_SBTD - base[None]  # The adapters' own effect on the state.
+
+  strength_SB = serving.strength(config, routed, do)
+  mix = _mix(config, decoder, params, said_SBTD, strength_SB, base)
+  alone_SBTV = None
+  if alone:
+    only_SSB = jnp.eye(len(strength_SB))[..., None] * jnp.ones_like(strength_SB)[None]
+    alone_SBTV = jnp.stack([mix(only_SB) for only_SB in only_SSB])
+  return mix(strength_SB), per_stream(z), per_stream(rate), alone_SBTV
+
+
+def _mix(config: Config, decoder, params: Any, said_SBTD, strength_SB, base_BTD) -> combine.Mix:
+  """The combine of a config over what the streams say; a silent one is not felt, not even NaN."""
+  said_SBTD = jnp.where(strength_SB[..., None, None] == 0, 0, said_SBTD)
+  unembed = lambda h: decoder.apply({"params": params["base"]}, h, method="unembed")
+  head_CV = params["combine"]["head_CV"] if config.combine == "concat" else None
+  return combine.KINDS[config.combine](said_SBTD, base_BTD, head_CV, unembed)
