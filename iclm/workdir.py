@@ -163,6 +163,13 @@ def config_of(workdir: pathlib.Path) -> Config:
 
 
 def load_run(workdir: pathlib.Path, sizes: config.Mesh | None = None) -> Run:
+  """See `load_state`."""
+  return load_state(workdir, sizes)[0]
+
+
+def load_state(
+  workdir: pathlib.Path, sizes: config.Mesh | None = None
+) -> tuple[Run, step.TrainState]:
   """The newest good checkpoint of a run, with its own config and tokenizer.
 
   Args:
@@ -182,7 +189,8 @@ def load_run(workdir: pathlib.Path, sizes: config.Mesh | None = None) -> Run:
     restored = saves.restore(step.abstract_state(c, model, optim.from_config(c), mesh), newest)
   assert restored is not None
   compose.check_finite(c, restored.state.params)
-  return Run(c, model, restored.state.params, tokenizer, mesh, restored.step)
+  run = Run(c, model, restored.state.params, tokenizer, mesh, restored.step)
+  return run, restored.state
 
 
 def checkpoints(workdir: pathlib.Path, c: Config) -> Checkpoints:

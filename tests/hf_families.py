@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "hf"
 EXPECTED = "expected.safetensors"  # Of a folder: tokens_BT, logits_BTV and states_LBTD.
 N_ROWS, N_TOKENS = 2, 12
+ADAPTED, PEFT = "llama", "peft"  # The base of an adapter, and that adapter's own folder.
 
 SIZES = {
   "vocab_size": 32,
@@ -101,6 +102,30 @@ def save(name: str, folder: pathlib.Path) -> None:
   save_file(answer(model), folder / EXPECTED)
 
 
+def save_peft(folder: pathlib.Path) -> None:
+  """An adapter of `peft` on the upper layer of the first family, and the answers of both."""
+  import peft
+  import torch
+
+  told = peft.LoraConfig(
+    r=3,
+    lora_alpha=5,
+    use_rslora=True,
+    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    layers_to_transform=[1],
+    task_type="CAUSAL_LM",
+  )
+  model = peft.get_peft_model(build(ADAPTED), told).eval()
+  generator = torch.Generator().manual_seed(7)
+  with torch.no_grad():
+    for key, x in model.named_parameters():
+      if "lora_" in key:
+        x.copy_(torch.randn(x.shape, generator=generator) * x.shape[1] ** -0.5)
+  model.save_pretrained(folder)
+  (folder / "README.md").unlink(missing_ok=True)
+  save_file(answer(model), folder / EXPECTED)
+
+
 def expected(folder: pathlib.Path) -> dict[str, np.ndarray]:
   return load_file(folder / EXPECTED)
 
@@ -109,3 +134,5 @@ if __name__ == "__main__":
   for each in FAMILIES:
     shutil.rmtree(GOLDEN / each, ignore_errors=True)
     save(each, GOLDEN / each)
+  shutil.rmtree(GOLDEN / PEFT, ignore_errors=True)
+  save_peft(GOLDEN / PEFT)

@@ -30,6 +30,8 @@ _LAYER = {
   "up": "mlp.up_proj.weight",
   "down": "mlp.down_proj.weight",
 }
+# Projection -> its module in a layer, which an adapter of PEFT names.
+MODULES = {name: _LAYER[name].removesuffix(".weight") for name in transformer.PROJECTIONS}
 # Buffers that old releases of transformers saved.
 _BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
@@ -69,6 +71,10 @@ def parameters(model: config.Model, boxed: Any) -> Any:
     return Parameter(tensors, leaf.shape, True, inner in transformer.PROJECTIONS)
 
   return jax.tree.map_with_path(one, sharding.unbox(boxed))
+
+
+def module(projection: str, layer: int) -> str:
+  return f"model.layers.{layer}.{MODULES[projection]}"
 
 
 def ignored(model: config.Model, found: set[str]) -> set[str]:

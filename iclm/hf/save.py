@@ -1,10 +1,11 @@
 """Weights of a base as a folder that `transformers` loads; whole, or not at all."""
 
+import functools
+import hashlib
 import json
 import math
-import os
 import pathlib
-import shutil
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,8 +17,9 @@ from safetensors.numpy import save_file
 from iclm import config
 from iclm.config import InputError
 from iclm.data.tokenizer import Tokenizer
-from iclm.hf import description, names
+from iclm.hf import description, names, whole
 from iclm.hf import tensors as files
+from iclm.hf.adapters import Adapter, merged
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -30,6 +32,7 @@ def save_base(
   dtype: Dtype,
   max_bytes: int,
   tokenizer: Tokenizer | None,
+  adapter: Adapter | None = None,
 ) -> None:
   """Writes config.json, safetensors and, where given, the tokenizer, as `transformers` reads them.
 
@@ -41,12 +44,12 @@ def save_base(
     folder: must not exist, or be empty.
     dtype: of the saved weights; what was loaded from a file of that dtype is written bitwise.
     max_bytes: of the tensors in one file; a tensor above it gets a file of its own.
+    adapter: an expert that is merged into the weights.
 
   Raises:
     InputError: no family of `transformers` computes what this model does, the parameters are not
       those of `model`, or the folder exists or cannot be written.
   """
-  folder = pathlib.Path(folder).expanduser()
   vocab_size = params["embedding"].shape[0]
   told = description.describe(model, vocab_size, dtype)
   if not told["max_position_embeddings"]:
@@ -56,22 +59,26 @@ def save_base(
   boxed = names.abstract(model, vocab_size)
   parameters = names.parameters(model, boxed)
   _check_same(params, parameters)
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise InputError(f"{folder} exists already; name a folder that does not")
-  beside = folder.parent / f".{folder.name}.{os.getpid()}"
-  try:
-    beside.mkdir(parents=True)
-    _write_tensors(beside, params, parameters, jnp.dtype(dtype), max_bytes)
+  with whole.folder(folder) as beside:
+    _write_tensors(beside, _parts(params, parameters, adapter), jnp.dtype(dtype), max_bytes)
     if tokenizer is not None:
       told |= _write_tokenizer(beside, tokenizer)
-    _write_json(beside / description.CONFIG, told)
-    if folder.exists():
-      folder.rmdir()
-    beside.rename(folder)
-  except OSError as error:
-    raise InputError(f"cannot write {folder}: {error.strerror or error}") from None
-  finally:
-    shutil.rmtree(beside, ignore_errors=True)
+    whole.write_json(beside / description.CONFIG, told)
+
+
+def base_sha256(params: Any, model: config.Model) -> str:
+  """SHA-256 of a base: of the name, shape and float32 bytes of each tensor that is exported.
+
+  Where the trunk ends makes no difference, and neither does the dtype of a file that holds every
+  bit of it. `params` as for `save_base`.
+  """
+  parameters = names.parameters(model, names.abstract(model, params["embedding"].shape[0]))
+  total = hashlib.sha256()
+  for part in sorted(_parts(params, parameters, None)):
+    tensor = part.tensor(np.dtype(np.float32))
+    total.update(f"{part.name} {list(tensor.shape)}\n".encode())
+    total.update(tensor.tobytes())
+  return total.hexdigest()
 
 
 def _check_same(params: Any, parameters: Any) -> None:
@@ -92,17 +99,32 @@ class _Part(NamedTuple):
   of: names.Parameter
   value: Array
   layer: int
+  merge: Callable[[np.ndarray], np.ndarray] | None  # What else goes into it.
 
   def tensor(self, dtype: np.dtype) -> np.ndarray:
     one = np.asarray(self.value[self.layer] if self.of.stacked else self.value)
+    if self.merge is not None:
+      one = self.merge(one)
     return np.ascontiguousarray(one.T if self.of.transposed else one, dtype)
 
 
+def _parts(params: Any, parameters: Any, adapter: Adapter | None) -> list[_Part]:
+  parts = []
+  for (path, p), x in zip(
+    jax.tree.leaves_with_path(parameters), jax.tree.leaves(params), strict=True
+  ):
+    group, leaf = str(path[0].key), str(path[-1].key)
+    for i, name in enumerate(p.tensors):
+      merge = None
+      if adapter is not None and group == "upper_layers" and leaf in adapter.layers:
+        merge = functools.partial(merged, adapter=adapter, name=leaf, layer=i)
+      parts.append(_Part(name, p, x, i, merge))
+  return parts
+
+
 def _write_tensors(
-  folder: pathlib.Path, params: Any, parameters: Any, dtype: np.dtype, max_bytes: int
+  folder: pathlib.Path, parts: list[_Part], dtype: np.dtype, max_bytes: int
 ) -> None:
-  pairs = zip(jax.tree.leaves(parameters), jax.tree.leaves(params), strict=True)
-  parts = [_Part(name, p, x, i) for p, x in pairs for i, name in enumerate(p.tensors)]
   size = lambda part: math.prod(part.of.tensor_shape) * dtype.itemsize
   groups, filled = [[]], 0
   for part in parts:
@@ -118,7 +140,7 @@ def _write_tensors(
     weight_map |= dict.fromkeys(held, file)
   if len(groups) > 1:
     about = {"total_size": sum(map(size, parts))}
-    _write_json(folder / files.INDEX, {"metadata": about, "weight_map": weight_map})
+    whole.write_json(folder / files.INDEX, {"metadata": about, "weight_map": weight_map})
 
 
 def _write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, int | None]:
@@ -128,9 +150,5 @@ def _write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, in
   spelt = {added["id"]: added["content"] for added in json.loads(tokenizer.json)["added_tokens"]}
   named = {f"{name}_token": spelt[i] for name, i in ids.items() if i in spelt}
   about = {"tokenizer_class": "PreTrainedTokenizerFast"}
-  _write_json(folder / "tokenizer_config.json", about | named)
+  whole.write_json(folder / "tokenizer_config.json", about | named)
   return {f"{name}_token_id": i for name, i in ids.items()}
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-  path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -27,8 +27,8 @@ class Tensor(NamedTuple):
 class Tensors:
   """Reads slices of the tensors of a folder; files stay open until the end of the context."""
 
-  def __init__(self, folder: pathlib.Path):
-    """Reads the headers of all files.
+  def __init__(self, folder: pathlib.Path, only: str | None = None):
+    """Reads the headers of all files, or of the `only` one.
 
     Raises:
       InputError: there is no file, a shard is missing or truncated, or the index and the files
@@ -37,7 +37,7 @@ class Tensors:
     self._stack, self._open = contextlib.ExitStack(), {}
     self.found: dict[str, Tensor] = {}
     try:
-      for path, names in _files(folder).items():
+      for path, names in ({folder / only: None} if only else _files(folder)).items():
         self._read_header(path, names)
     except BaseException:
       self._stack.close()
@@ -60,11 +60,16 @@ class Tensors:
     except safetensors.SafetensorError as error:
       raise InputError(f"{path}: {name} cannot be read: {error}") from None
 
+  def metadata(self, file: str) -> dict[str, str]:
+    """What the header of a file says besides its tensors."""
+    return next(f.metadata() or {} for path, f in self._open.items() if path.name == file)
+
   def _read_header(self, path: pathlib.Path, names: list[str] | None) -> None:
     try:
       file = self._stack.enter_context(safetensors.safe_open(path, framework="numpy"))
     except FileNotFoundError:
-      raise InputError(f"{path} is missing, which {INDEX} names") from None
+      why = "" if names is None else f", which {INDEX} names"
+      raise InputError(f"{path} is missing{why}") from None
     except (OSError, safetensors.SafetensorError) as error:
       raise InputError(f"{path} is no whole safetensors file: {error}") from None
     self._open[path] = file

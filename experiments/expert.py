@@ -1,0 +1,101 @@
+"""Take an expert out of a run, or put one in.
+
+  python -m experiments.expert --workdir=RUN --export=1 --out=FOLDER           an adapter of peft
+  python -m experiments.expert --workdir=RUN --export=1 --merged --out=FOLDER  merged into the base
+  python -m experiments.expert --workdir=RUN --export=base --out=FOLDER        the base alone
+  python -m experiments.expert --workdir=RUN --put=1 --adapter=FOLDER --out=NEW_RUN
+
+An expert is its number, or `invariant`. Bases, and experts merged into them, are folders of
+transformers with the run's tokenizer. A new run has the adapter in its expert's place, and all else
+bitwise as it was.
+"""
+
+import pathlib
+from typing import Literal
+
+from absl import flags
+
+from experiments import cli
+from iclm import axes, config, hf, workdir
+from iclm.config import InputError
+
+MAX_BYTES = 4 * 2**30  # Of a file of an exported base.
+BASE = "base"
+
+
+def main(flag: flags.FlagValues) -> int:
+  if (flag.export is None) == (flag.put is None):
+    raise InputError("give --export to take an expert out, or --put to put one in, and not both")
+  if (flag.put is None) != (flag.adapter is None):
+    raise InputError("--adapter names the folder that --put puts in; give both, or neither")
+  if flag.merged and flag.export in (None, BASE):
+    raise InputError("--merged merges the expert that --export names into the base; name one")
+  out, name = pathlib.Path(flag.out).expanduser(), flag.export or flag.put
+  expert = None if name == BASE else _expert(name)
+  run, state = workdir.load_state(pathlib.Path(flag.workdir))
+  if flag.put is not None:
+    _put(flag, run, state, expert, out)
+  else:
+    _export(flag, run, expert, out)
+  print(f"{out}: {name} of {flag.workdir}, step {run.step}")
+  return 0
+
+
+def _export(flag: flags.FlagValues, run: workdir.Run, expert, out: pathlib.Path) -> None:
+  c, base = run.config, run.params[BASE]
+  adapter = None if expert is None else hf.exportable(c, run.params, expert)
+  if adapter is not None and not flag.merged:
+    digest = hf.base_sha256(base, c.model)
+    where = c.checkpoint.init_from
+    hf.save_adapter(adapter, c, out, base_sha256=digest, base_name=where)
+    return
+  hf.save_base(
+    base,
+    c.model,
+    out,
+    dtype=flag.dtype,
+    max_bytes=MAX_BYTES,
+    tokenizer=run.tokenizer,
+    adapter=adapter,
+  )
+
+
+def _put(flag: flags.FlagValues, run: workdir.Run, state, expert, out: pathlib.Path) -> None:
+  c = run.config
+  if expert is None:
+    raise InputError("--put=base: an adapter goes into an expert; name its number, or 'invariant'")
+  if out.exists():
+    raise InputError(f"--out={out} exists already; name a folder that does not")
+  old = hf.adapter_of(c, run.params, expert)
+  read = hf.load_adapter(flag.adapter, c, old, hf.base_sha256(run.params[BASE], c.model))
+  if read.base_sha256 is None:
+    print(f"{flag.adapter} does not say by hash which base it is for; it names {read.base_name!r}")
+  if c.bottleneck.kind != "none":
+    print(f"expert {expert} keeps its message head: what it says goes through that")
+  state = state._replace(params=hf.into(run.params, expert, read.layers))
+  meta = {"config": config.to_dict(c), "tokenizer": run.tokenizer.to_json()}
+  with workdir.claim(out, c):
+    workdir.write_text(out / "tokenizer.json", run.tokenizer.to_json())
+    with workdir.checkpoints(out, c) as saves:
+      saves.save(run.step, state, meta, None)
+
+
+def _expert(name: str) -> int | Literal["invariant"]:
+  if name == axes.INVARIANT:
+    return axes.INVARIANT
+  try:
+    return int(name)
+  except ValueError:
+    raise InputError(f"{name!r} is no expert: name its number, 'invariant' or 'base'") from None
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "The folder of a trained run.")
+  flags.DEFINE_string("export", None, "What to take out: an expert's number, invariant, or base.")
+  flags.DEFINE_bool("merged", False, "Merge the expert into the base.")
+  flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Of exported bases.")
+  flags.DEFINE_string("put", None, "Which expert the adapter is to be: a number, or invariant.")
+  flags.DEFINE_string("adapter", None, "A folder of peft.")
+  flags.DEFINE_string("out", None, "The folder to be made.")
+  flags.mark_flags_as_required(["workdir", "out"])
+  cli.run(main)

@@ -1,0 +1,267 @@
+"""LoRA adapters from and to folders of `peft`: one expert, without what PEFT cannot express.
+
+A folder holds adapter_config.json and adapter_model.safetensors. Which matrices there are, the
+tensors say; the config says their scale, and whether they are all that there is.
+"""
+
+import json
+import math
+import pathlib
+import re
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from safetensors.numpy import save_file
+
+from iclm import axes, config
+from iclm.config import Config, InputError
+from iclm.hf import names, whole
+from iclm.hf import tensors as files
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE = "iclm_base_sha256"  # In the metadata of the weights, which PEFT does not read.
+_TENSOR = re.compile(r"base_model\.model\.(model\.layers\.(\d+)\.\w+\.\w+)\.lora_([AB])\.weight")
+
+# Keys of adapter_config.json that change what an adapter does, and the values that we have it in;
+# `None` stands for everything that is empty.
+_ONLY: dict[str, tuple[Any, ...]] = {
+  "peft_type": ("LORA",),
+  "task_type": ("CAUSAL_LM", None),
+  "bias": ("none",),
+  # The others change the base's weights, or start somewhere and then are plain LoRA.
+  "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+}
+# Keys that change nothing once an adapter is trained, or that its tensors and scale stand for.
+_TOLD = {
+  *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform"),
+  *("layers_pattern", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout"),
+  # Of other kinds of adapters, which are refused by keys of their own.
+  *("megatron_core", "qalora_group_size"),
+  *("auto_mapping", "peft_version", "loftq_config", "eva_config", "ensure_weight_tying"),
+}
+
+
+class Adapter(NamedTuple):
+  """The adapters of one expert: projection -> {"a": (L, D, R), "b": (L, R, F)}; see `lora.delta`.
+
+  Layers are those above the trunk.
+  """
+
+  layers: dict[str, dict[str, Array]]
+  scale: float  # Of every product of a and b: alpha / rank.
+
+
+class Read(NamedTuple):
+  """What a folder of PEFT holds for an expert."""
+
+  layers: dict[str, dict[str, np.ndarray]]
+  base_sha256: str | None  # Of the base that it was made for; None where PEFT alone wrote it.
+  base_name: str | None  # What it calls that base.
+
+
+def adapter_of(c: Config, params: Any, expert: int | Literal["invariant"]) -> Adapter:
+  """One expert's adapters.
+
+  Raises:
+    InputError: there is no such expert.
+  """
+  n = c.experts.count if c.experts.kind != "none" else 0
+  named = (
+    range(n) if expert != axes.INVARIANT else [axes.INVARIANT] * (n > 0 and c.experts.invariant)
+  )
+  if expert not in named:
+    also = ", and invariant" if n and c.experts.invariant else ""
+    there = f"experts are 0..{n - 1}{also}" if n else "the run is a plain base"
+    raise InputError(f"there is no expert {expert}; {there}")
+  part = params[axes.INVARIANT if expert == axes.INVARIANT else axes.DOMAIN]["adapter"]
+  if expert != axes.INVARIANT:
+    part = jax.tree.map(lambda x: x[expert], part)
+  return Adapter(part, c.experts.alpha / c.experts.rank)
+
+
+def exportable(c: Config, params: Any, expert: int | Literal["invariant"]) -> Adapter:
+  """One expert's adapters, where they are all that its stream adds to the base.
+
+  Raises:
+    InputError: there is no such expert, or an adapter cannot express it.
+  """
+  adapter = adapter_of(c, params, expert)
+  for key, value, only in (
+    ("experts.kind", c.experts.kind, "lora"),
+    ("bottleneck.kind", c.bottleneck.kind, "none"),
+    ("topology.kind", c.topology.kind, "parallel"),
+  ):
+    if value != only:
+      raise InputError(
+        f"config.{key} = {value!r}: an adapter cannot express what such an expert says; only "
+        f"config.{key} = {only!r} can be exported"
+      )
+  if c.combine == "concat":
+    raise InputError(
+      "config.combine = 'concat' has a head of its own, which an adapter of the base cannot "
+      "express; 'residual', 'logits' and 'probas' can be exported"
+    )
+  return adapter
+
+
+def save_adapter(
+  adapter: Adapter, c: Config, folder: str | pathlib.Path, *, base_sha256: str, base_name: str
+) -> None:
+  """Writes a folder that `peft` loads on the exported base; whole, or not at all.
+
+  Args:
+    adapter: see `adapter_of`.
+    base_sha256: of the base that it belongs to, see `base_sha256`.
+    base_name: where `peft` is to look for that base.
+
+  Raises:
+    InputError: the folder exists, or cannot be written.
+  """
+  held, first = {}, c.model.trunk_layers
+  for name, pair in adapter.layers.items():
+    for i in range(len(pair["a"])):
+      key = f"base_model.model.{names.module(name, first + i)}"
+      held[f"{key}.lora_A.weight"] = np.ascontiguousarray(np.asarray(pair["a"][i]).T)
+      held[f"{key}.lora_B.weight"] = np.ascontiguousarray(np.asarray(pair["b"][i]).T)
+  told = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": base_name,
+    "r": c.experts.rank,
+    "lora_alpha": c.experts.alpha,
+    "lora_dropout": c.experts.dropout,
+    "target_modules": sorted(names.module(name, 0).rpartition(".")[2] for name in adapter.layers),
+    "layers_to_transform": list(range(first, c.model.layers)) if first else None,
+    "bias": "none",
+    "use_rslora": False,
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+  }
+  with whole.folder(folder) as beside:
+    metadata = {"format": "pt", BASE: base_sha256}
+    save_file(held, beside / WEIGHTS, metadata=metadata)
+    whole.write_json(beside / CONFIG, told)
+
+
+def load_adapter(
+  folder: str | pathlib.Path, c: Config, old: Adapter, base_sha256: str | None
+) -> Read:
+  """Reads a folder of `peft` into the shape of an expert; what it computes stays the same.
+
+  A smaller rank is filled up: with the columns that `old` has in `a`, so that they can be trained,
+  and with zeros in `b`, so that they say nothing. So is a projection or a layer that it lacks.
+
+  Args:
+    old: the adapters in whose place it comes.
+    base_sha256: of the base that it is to run on; None does not compare.
+
+  Raises:
+    InputError: it is no LoRA, or changes more than the products of its matrices do; a tensor is
+      missing, unexpected or of another shape; it is for another base; or a file is truncated.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  told = _read_config(folder)
+  with files.Tensors(folder, WEIGHTS) as tensors:
+    theirs = tensors.metadata(WEIGHTS).get(BASE)
+    if base_sha256 is not None and theirs not in (None, base_sha256):
+      raise InputError(
+        f"{folder} is for another base: its SHA-256 is {theirs}, and that of this run's base is "
+        f"{base_sha256}"
+      )
+    layers = _read_layers(folder, tensors, told, c, old)
+  return Read(layers, theirs, told.get("base_model_name_or_path"))
+
+
+def _read_config(folder: pathlib.Path) -> dict[str, Any]:
+  """The config of an adapter that is nothing but LoRA."""
+  path = folder / CONFIG
+  try:
+    told = json.loads(path.read_text("utf-8"))
+  except FileNotFoundError:
+    raise InputError(f"{folder} holds no {CONFIG}; name a folder of peft") from None
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path} cannot be read as JSON: {error}") from None
+  if not isinstance(told, dict):
+    raise InputError(f"{path} must hold one JSON object, not {type(told).__name__}")
+  for key, value in told.items():
+    only = _ONLY.get(key)
+    if key in _TOLD or (only is None and not value) or (only is not None and value in only):
+      continue
+    can = f"only {', '.join(map(repr, only))} is" if only else "leave it out"
+    raise InputError(f"{path}: {key} = {value!r} is not supported; {can}")
+  for key in ("r", "lora_alpha"):
+    value = told.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+      raise InputError(f"{path}: {key} = {value!r} must be a number above 0")
+  return told
+
+
+def _read_layers(
+  folder: pathlib.Path, tensors: files.Tensors, told: dict[str, Any], c: Config, old: Adapter
+) -> dict[str, dict[str, np.ndarray]]:
+  path, rank = folder / WEIGHTS, told["r"]
+  if rank > c.experts.rank:
+    raise InputError(
+      f"{folder / CONFIG}: r = {rank} is more than config.experts.rank = {c.experts.rank}; a run "
+      f"with config.experts.rank = {rank} has room for it"
+    )
+  scale = told["lora_alpha"] / (math.sqrt(rank) if told.get("use_rslora") else rank) / old.scale
+  layers = {
+    name: {"a": np.array(pair["a"], np.float32), "b": np.zeros(pair["b"].shape, np.float32)}
+    for name, pair in old.layers.items()
+  }
+  ours = {names.module(name, i): (name, i) for name in names.MODULES for i in range(c.model.layers)}
+  for tensor, about in tensors.found.items():
+    match = _TENSOR.fullmatch(tensor)
+    if match is None or match[1] not in ours:
+      near = config.nearest(tensor, [f"base_model.model.{m}.lora_A.weight" for m in ours])
+      raise InputError(f"{path}: tensor {tensor} has no place in this base; {near}")
+    name, layer = ours[match[1]]
+    if name not in layers:
+      raise InputError(
+        f"{path}: tensor {tensor} adapts {name}, and config.experts.projections = "
+        f"{c.experts.projections} does not; a run with {name!r} among them has room for it"
+      )
+    if layer < c.model.trunk_layers:
+      raise InputError(
+        f"{path}: tensor {tensor} is of layer {layer}, and config.model.trunk_layers = "
+        f"{c.model.trunk_layers} leaves that one without adapters; a run with trunk_layers <= "
+        f"{layer} has room for it"
+      )
+    side = match[3].lower()
+    whole_shape = layers[name][side].shape[1:]
+    shape = (rank, whole_shape[0]) if side == "a" else (whole_shape[1], rank)
+    if about.shape != shape or about.dtype not in files.DTYPES:
+      raise InputError(
+        f"{path}: tensor {tensor} has shape {list(about.shape)} and dtype {about.dtype}, where "
+        f"{list(shape)} and one of {', '.join(files.DTYPES)} are expected"
+      )
+    other = tensor.replace(f".lora_{match[3]}.", ".lora_B." if side == "a" else ".lora_A.")
+    if other not in tensors.found:
+      raise InputError(f"{path}: tensor {other} is missing, of which {tensor} is the other half")
+    value = np.asarray(tensors.read(tensor, (slice(None), slice(None))), np.float32).T
+    at = layer - c.model.trunk_layers
+    if side == "a":
+      layers[name]["a"][at, :, :rank] = value
+    else:
+      layers[name]["b"][at, :rank] = value * np.float32(scale)
+  return layers
+
+
+def merged(base_DF: np.ndarray, adapter: Adapter, name: str, layer: int) -> np.ndarray:
+  """A projection of the base with an expert's own part in it; `layer` counts from the trunk on."""
+  pair = adapter.layers[name]
+  a_DR, b_RF = (np.asarray(pair[side][layer], np.float32) for side in ("a", "b"))
+  return np.asarray(base_DF, np.float32) + (a_DR @ b_RF) * np.float32(adapter.scale)
+
+
+def into(params: Any, expert: int | Literal["invariant"], layers: Any) -> Any:
+  """The parameters with one expert's adapters replaced; all else is as it was."""
+  group = axes.INVARIANT if expert == axes.INVARIANT else axes.DOMAIN
+  part, at = params[group], () if expert == axes.INVARIANT else expert
+  put = lambda old, new: jax.device_put(old.at[at].set(jnp.asarray(new, old.dtype)), old.sharding)
+  part = part | {"adapter": jax.tree.map(put, part["adapter"], layers)}
+  return params | {group: part}

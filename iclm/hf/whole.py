@@ -1,0 +1,38 @@
+"""Folders that are there whole, or not at all."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from iclm.config import InputError
+
+
+@contextlib.contextmanager
+def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder beside `path`, which takes its name once it is filled.
+
+  Raises:
+    InputError: `path` exists and is not an empty folder, or cannot be written.
+  """
+  path = pathlib.Path(path).expanduser()
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise InputError(f"{path} exists already; name a folder that does not")
+  beside = path.parent / f".{path.name}.{os.getpid()}"
+  try:
+    beside.mkdir(parents=True)
+    yield beside
+    if path.exists():
+      path.rmdir()
+    beside.rename(path)
+  except OSError as error:
+    raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+  finally:
+    shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -1,0 +1,82 @@
+"""Taking experts out of a run, and putting them in, as a user does."""
+
+import dataclasses
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+from train_test import data, small_config  # noqa: F401, fixtures.
+
+from experiments import expert as command
+from iclm import config, hf, train, workdir
+from iclm.config import InputError
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):  # noqa: F811
+  plain = {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0}
+  shape = {"model.context": 64, "steps": 2, "optimizer.warmup": 1}
+  c = config.from_config_dict(small_config(data, **plain | shape))
+  folder = tmp_path_factory.mktemp("runs") / "run"
+  train.fit(c, folder, "test")
+  return folder
+
+
+def told(folder, **given):
+  every = {"export": None, "merged": False, "dtype": "float32", "put": None, "adapter": None}
+  return command.main(types.SimpleNamespace(workdir=str(folder), **every | given))
+
+
+def test_out_and_in_again(trained, tmp_path, capsys):
+  out, new = tmp_path / "adapter", tmp_path / "new"
+  assert told(trained, export="1", out=str(out)) == 0
+  assert told(trained, put="0", adapter=str(out), out=str(new)) == 0
+  assert "does not say by hash" not in capsys.readouterr().out
+  before, after = (workdir.load_run(folder) for folder in (trained, new))
+  assert after.step == before.step and after.tokenizer == before.tokenizer
+  same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
+  for name in before.params.keys() - {"domain"}:
+    same(before.params[name], after.params[name])
+  of = lambda run, e: jax.tree.map(lambda x: x[e], run.params["domain"])
+  same(of(before, 1), of(after, 1))
+  theirs, mine = of(before, 1)["adapter"], of(after, 0)["adapter"]
+  # Where b is zero, a says nothing, and both come along.
+  same(theirs, mine)
+  # A run whose base is another one does not take it.
+  with pytest.raises(InputError, match="is for another base"):
+    c = dataclasses.replace(before.config, seed=5)
+    train.fit(c, tmp_path / "other", "test")
+    told(tmp_path / "other", put="0", adapter=str(out), out=str(tmp_path / "none"))
+  assert not (tmp_path / "none").exists()
+
+
+def test_bases_and_merged_ones_are_folders_of_transformers(trained, tmp_path):
+  run = workdir.load_run(trained)
+  for name, given in (("base", {}), ("invariant", {"merged": True})):
+    told(trained, export=name, out=str(tmp_path / name), **given)
+    assert hf.is_folder(tmp_path / name) and hf.load_tokenizer(tmp_path / name) == run.tokenizer
+  model = dataclasses.replace(run.config.model, vocab_size=run.params["base"]["embedding"].shape[0])
+  base = hf.load_base(tmp_path / "base", model, run.mesh, fsdp=False)
+  jax.tree.map(np.testing.assert_array_equal, base, run.params["base"])
+
+
+@pytest.mark.parametrize(
+  ("given", "sentence"),
+  [
+    ({}, "give --export to take an expert out, or --put"),
+    ({"export": "1", "put": "1"}, "give --export to take an expert out, or --put"),
+    ({"put": "1"}, "--adapter names the folder that --put puts in"),
+    ({"export": "base", "merged": True}, "--merged merges the expert that --export names"),
+    ({"export": "first"}, "'first' is no expert: name its number"),
+    ({"export": "7"}, r"there is no expert 7; experts are 0\.\."),
+    ({"put": "base", "adapter": "x"}, "--put=base: an adapter goes into an expert"),
+    ({"put": "0", "adapter": "nowhere"}, "nowhere holds no adapter_config.json"),
+  ],
+)
+def test_bad_input_is_one_sentence(given, sentence, trained, tmp_path):
+  with pytest.raises(InputError, match=sentence):
+    told(trained, out=str(tmp_path / "out"), **given)
+  assert not (tmp_path / "out").exists()
+  assert json.loads((trained / "results.json").read_text())

@@ -1,0 +1,221 @@
+"""Experts from and to adapters of PEFT, held against its answers without torch."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny
+from hf_families import ADAPTED, EXPECTED, GOLDEN, PEFT, expected
+from hf_test import load
+from safetensors.numpy import load_file, save_file
+
+from iclm import compose, hf, sharding
+from iclm.config import InputError
+from iclm.data.pipeline import Batch
+from iclm.hf import adapters
+
+TOLERANCE = 1e-5
+EVERY = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@functools.cache
+def start(**changes):
+  """Three experts on the golden base, whose every adapter says something."""
+  model, base = load(GOLDEN / ADAPTED)
+  plain = {"bottleneck__kind": "none", "loss__beta": 0.0, "loss__dependence": 0.0}
+  given = plain | {"experts__rank": 4, "experts__projections": EVERY} | changes
+  c = dataclasses.replace(tiny(**given), model=model)
+  made = compose.build(c, model.vocab_size)
+  params = sharding.unbox(made.init(jax.random.key(0))) | {"base": base}
+  rng = np.random.default_rng(1)
+  drawn = lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.2, jnp.float32)
+  for group in ("domain", "invariant"):
+    params[group] = params[group] | {"adapter": jax.tree.map(drawn, params[group]["adapter"])}
+  return c, made, params
+
+
+def rows(tokens_BT) -> Batch:
+  """Texts without a question."""
+  b, t = tokens_BT.shape
+  position = np.broadcast_to(np.arange(t, dtype=np.int32), (b, t))
+  ones, zeros = np.ones((b, t), np.int32), np.zeros((b, t), np.float32)
+  every = tokens_BT, tokens_BT, ones, position, zeros, ones > 0, np.zeros(b, np.int32)
+  return Batch(*map(jnp.asarray, every))
+
+
+def stream(made, params, tokens_BT, expert) -> np.ndarray:
+  """What an expert's stream says alone."""
+  domain = 0 if expert == "invariant" else expert
+  do = compose.Intervention(route_B=jnp.full(len(tokens_BT), domain))
+  output = made.apply(params, rows(tokens_BT), None, do, alone=True)
+  return output.alone_SBTV[int(expert != "invariant")]
+
+
+def test_an_adapter_of_peft_answers_as_it_does_there():
+  c, made, params = start()
+  want = expected(GOLDEN / PEFT)
+  for expert in (2, "invariant"):
+    read = hf.load_adapter(GOLDEN / PEFT, c, hf.adapter_of(c, params, expert), None)
+    changed = hf.into(params, expert, read.layers)
+    got = stream(made, changed, want["tokens_BT"], expert)
+    np.testing.assert_allclose(got, want["logits_BTV"], rtol=TOLERANCE, atol=TOLERANCE)
+    assert read.base_sha256 is None
+  # Nobody else has moved, and what fills the rank up can be trained.
+  changed = hf.into(
+    params, 2, hf.load_adapter(GOLDEN / PEFT, c, hf.adapter_of(c, params, 2), None).layers
+  )
+  for e in (0, 1):
+    jax.tree.map(
+      lambda a, b, e=e: np.testing.assert_array_equal(a[e], b[e]),
+      *(p["domain"] for p in (params, changed)),
+    )
+  a, b = (changed["domain"]["adapter"]["q"][side][2] for side in "ab")
+  np.testing.assert_array_equal(a[:, :, 3], params["domain"]["adapter"]["q"]["a"][2][:, :, 3])
+  assert a[:, :, 3].any() and not b[:, 3].any()
+
+
+@pytest.mark.parametrize("expert", [1, "invariant"])
+def test_what_goes_out_comes_in_again(expert, tmp_path):
+  c, _, params = start()
+  digest = hf.base_sha256(params["base"], c.model)
+  adapter = hf.exportable(c, params, expert)
+  hf.save_adapter(adapter, c, tmp_path / "out", base_sha256=digest, base_name="base")
+  into = 0 if expert == 1 else "invariant"
+  read = hf.load_adapter(tmp_path / "out", c, hf.adapter_of(c, params, into), digest)
+  assert (read.base_sha256, read.base_name) == (digest, "base")
+  jax.tree.map(np.testing.assert_array_equal, read.layers, jax.tree.map(np.asarray, adapter.layers))
+
+
+def test_a_merged_expert_is_its_stream(tmp_path):
+  c, made, params = start()
+  hf.save_base(
+    params["base"], c.model, tmp_path / "merged", dtype="float32", max_bytes=8_000, tokenizer=None,
+    adapter=hf.exportable(c, params, 1),
+  )  # fmt: skip
+  _, merged = load(tmp_path / "merged")
+  tokens_BT = expected(GOLDEN / PEFT)["tokens_BT"]
+  plain = compose.build(
+    dataclasses.replace(c, experts=dataclasses.replace(c.experts, kind="none")), 32
+  )
+  got = plain.apply({"base": merged}, rows(tokens_BT)).logits_BTV
+  np.testing.assert_allclose(got, stream(made, params, tokens_BT, 1), rtol=0, atol=2e-4)
+  # The trunk is the base's own.
+  np.testing.assert_array_equal(merged["trunk_layers"]["q"], params["base"]["trunk_layers"]["q"])
+
+
+def test_the_hash_is_of_the_tensors_and_not_of_their_layout():
+  c, _, params = start()
+  digest = hf.base_sha256(params["base"], c.model)
+  base = dict(params["base"])
+  join = lambda *x: jnp.concatenate(x)
+  base["upper_layers"] = jax.tree.map(join, base.pop("trunk_layers"), base["upper_layers"])
+  assert hf.base_sha256(base, dataclasses.replace(c.model, trunk_layers=0)) == digest
+  norm = {"gain": params["base"]["norm"]["gain"].at[0].add(1e-6)}
+  assert hf.base_sha256(params["base"] | {"norm": norm}, c.model) != digest
+
+
+def edited(tmp_path: pathlib.Path, told=None, tensors=None) -> pathlib.Path:
+  """The golden adapter with another config, or other tensors."""
+  folder = tmp_path / "edited"
+  shutil.copytree(GOLDEN / PEFT, folder, dirs_exist_ok=True)
+  if told:
+    path = folder / adapters.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+  if tensors:
+    held = load_file(folder / adapters.WEIGHTS)
+    save_file(tensors(held), folder / adapters.WEIGHTS, metadata={adapters.BASE: "5" * 64})
+  return folder
+
+
+Q_A = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+  ("told", "tensors", "sentence"),
+  [
+    ({"peft_type": "IA3"}, None, r"peft_type = 'IA3' is not supported; only 'LORA' is"),
+    ({"use_dora": True}, None, r"use_dora = True is not supported; leave it out"),
+    ({"bias": "all"}, None, r"bias = 'all' is not supported; only 'none' is"),
+    ({"modules_to_save": ["lm_head"]}, None, r"modules_to_save = \['lm_head'\] is not supported"),
+    ({"alpha_pattern": {"q": 2}}, None, r"alpha_pattern = "),
+    ({"init_lora_weights": "pissa"}, None, r"init_lora_weights = 'pissa' is not supported; only"),
+    ({"fan_in_fan_out": True}, None, r"fan_in_fan_out = True"),
+    ({"r": 9}, None, r"r = 9 is more than config\.experts\.rank = 4; a run with config"),
+    ({"r": 0}, None, r"r = 0 must be a number above 0"),
+    (None, lambda t: {k: t[k] for k in t if k != Q_A}, r"tensor .*lora_A\.weight is missing"),
+    (None, lambda t: t | {Q_A: t[Q_A][:, :-1].copy()}, r"has shape \[3, 15\] .* \[3, 16\]"),
+    (None, lambda t: t | {Q_A: t[Q_A].astype(np.float64)}, r"dtype F64, where"),
+    (None, lambda t: t | {Q_A.replace("q_p", "x_p"): t[Q_A]}, r"x_proj.* has no place .*did you"),
+    (None, lambda t: t | {Q_A.replace("s.1", "s.0"): t[Q_A]}, r"of layer 0, .*trunk_layers = 1"),
+    (None, lambda t: t, r"is for another base: its SHA-256 is 5555"),
+  ],
+)  # fmt: skip
+def test_what_cannot_be_represented_is_refused_by_name(told, tensors, sentence, tmp_path):
+  c, _, params = start()
+  with pytest.raises(InputError, match=sentence):
+    hash_ = "4" * 64 if sentence.startswith("is for another") else None
+    hf.load_adapter(edited(tmp_path, told, tensors), c, hf.adapter_of(c, params, 0), hash_)
+
+
+def test_projections_without_a_place_and_broken_files(tmp_path):
+  c, _, params = start(experts__projections=("q", "v"))
+  with pytest.raises(InputError, match=r"adapts \w+, and config\.experts\.projections = "):
+    hf.load_adapter(GOLDEN / PEFT, c, hf.adapter_of(c, params, 0), None)
+  folder = edited(tmp_path)
+  weights = folder / adapters.WEIGHTS
+  weights.write_bytes(weights.read_bytes()[:-9])
+  old = hf.adapter_of(c, params, 0)
+  with pytest.raises(InputError, match="is no whole safetensors file"):
+    hf.load_adapter(folder, c, old, None)
+  weights.unlink()
+  with pytest.raises(InputError, match=r"is missing$"):
+    hf.load_adapter(folder, c, old, None)
+  (folder / adapters.CONFIG).write_text("[")
+  with pytest.raises(InputError, match="cannot be read as JSON"):
+    hf.load_adapter(folder, c, old, None)
+  with pytest.raises(InputError, match="holds no adapter_config"):
+    hf.load_adapter(tmp_path / "none", c, old, None)
+
+
+@pytest.mark.parametrize(
+  ("changes", "expert", "sentence"),
+  [
+    ({"bottleneck__kind": "gaussian"}, 0, r"bottleneck\.kind = 'gaussian': an adapter cannot"),
+    ({"combine": "concat"}, 0, r"config\.combine = 'concat' has a head of its own"),
+    ({}, 3, r"there is no expert 3; experts are 0\.\.2, and invariant"),
+    ({"experts__invariant": False}, "invariant", r"no expert invariant; experts are 0\.\.2"),
+  ],
+)  # fmt: skip
+def test_what_an_adapter_cannot_express_is_refused_by_name(changes, expert, sentence):
+  c, _, _ = start()
+  flat = {"bottleneck__kind": "none", "loss__beta": 0.0, "loss__dependence": 0.0} | changes
+  c = tiny(**flat)
+  params = sharding.unbox(compose.build(c, 32).init(jax.random.key(0)))
+  with pytest.raises(InputError, match=sentence):
+    hf.exportable(c, params, expert)
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path, monkeypatch):
+  c, _, params = start()
+  out = tmp_path / "out"
+  save = lambda: hf.save_adapter(hf.exportable(c, params, 0), c, out, base_sha256="", base_name="")
+
+  def full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(adapters, "save_file", full)
+  with pytest.raises(InputError, match=f"cannot write {out}: No space left on device"):
+    save()
+  assert not list(tmp_path.iterdir())
+  monkeypatch.undo()
+  save()
+  assert {path.name for path in out.iterdir()} == {adapters.CONFIG, adapters.WEIGHTS}
+  with pytest.raises(InputError, match="exists already"):
+    save()
+  assert EXPECTED not in {path.name for path in out.iterdir()}
