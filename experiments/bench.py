@@ -13,6 +13,8 @@ Suites, each with the figures that it writes under "figures":
   compile  growth of the time that compilation takes
   decode   tokens/s of 32 tokens behind a prompt that fills the rest of a row: over a plain decode
            of the base at 2B rows, and of the last over the first number of experts
+  devices  flops_per_device: of eight devices, over those of one; on a CPU they are there with
+           XLA_FLAGS=--xla_force_host_platform_device_count=8
 
 Every case is written with its times, FLOPs and bytes. Medians, with interquartile ranges.
 """
@@ -30,10 +32,12 @@ from absl import flags
 from configs import bench as sizes
 from experiments import cases, cli
 from experiments.cases import Case
-from iclm import config, workdir
+from iclm import axes, config, workdir
+from iclm.audit import hlo, work
 from iclm.config import Config, InputError
 
 WARMUP = 2  # Steps of each case before any is timed.
+MESHES = ((1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2))
 
 
 def main(flag: flags.FlagValues) -> int:
@@ -153,12 +157,31 @@ def decode(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], 
   }
 
 
+def devices(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
+  """What the compiled program of a device computes; a sum that each device does itself counts."""
+  del repeats
+  if jax.device_count() < 8:
+    raise InputError(
+      f"--suite=devices needs 8 devices, and there are {jax.device_count()}; on a CPU they are "
+      "there with XLA_FLAGS=--xla_force_host_platform_device_count=8"
+    )
+  counted, found = {}, []
+  for shape in MESHES:
+    mesh = dict(zip(axes.MESH, shape, strict=True))
+    name = ",".join(map(str, shape))
+    found.append(cases.ours(name, _with(c, experts={"count": counts[-1]}, mesh=mesh)))
+    counted[name] = work.flops(hlo.parse(found[-1].run.as_text()))
+  one = found[0].flops
+  return found, {"flops_per_device": {name: n / one for name, n in counted.items()}}
+
+
 SUITES: dict[str, Callable[..., tuple[list[Case], dict[str, Any]]]] = {
   "train": train,
   "loss": loss,
   "memory": memory,
   "compile": compilation,
   "decode": decode,
+  "devices": devices,
 }
 
 

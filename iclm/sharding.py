@@ -1,6 +1,7 @@
 """Where every array lives: one table of rules, one mesh, one function from names to shardings."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -27,14 +28,17 @@ def rules(fsdp: bool) -> dict[str, str | tuple[str, ...] | None]:
   }
 
 
-def make_mesh(sizes: config.Mesh) -> Mesh:
+def make_mesh(sizes: config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
   """The (data, expert, model) mesh over the first devices.
+
+  Args:
+    devices: of a machine that a program is only compiled for; None are those that there are.
 
   Raises:
     InputError: the mesh does not fit the devices that there are.
   """
   shape = tuple(getattr(sizes, name) for name in axes.MESH)
-  n, devices = math.prod(shape), jax.devices()
+  n, devices = math.prod(shape), jax.devices() if devices is None else devices
   if n > len(devices):
     raise InputError(
       f"config.mesh = {dict(zip(axes.MESH, shape, strict=True))} needs {n} devices, but there are "

@@ -119,7 +119,9 @@ TPU = """HloModule jit_f, is_scheduled=true, num_partitions=4
   %f.3 = bf16[4,8]{1,0} fusion(%f.1, %f.2), kind=kCustom, calls=%done
   %f.4 = f32[4,8]{1,0} fusion(%g.2, %g.0), kind=kLoop, calls=%sliced
   %convolution.1 = f32[4,4]{1,0:T(8,128)S(1)} convolution(%f.4, %f.3), dim_labels=bf_oi->bf
-  ROOT %tuple.1 = (s32[], bf16[1,8]{1,0}, f32[16,4,8]{2,1,0}, /*index=3*/s32[]) tuple(%g.0, %g.1, %g.2, %g.3)
+  %by = s32[] constant(STEP)
+  %next = s32[] add(%g.0, %by)
+  ROOT %tuple.1 = (s32[], bf16[1,8]{1,0}, f32[16,4,8]{2,1,0}, /*index=3*/s32[]) tuple(%next, %g.1, %g.2, %g.3)
 }
 
 %condition (w.1: (s32[], bf16[1,8], f32[16,4,8], s32[])) -> pred[] {
@@ -141,17 +143,19 @@ ENTRY %main (a.0: bf16[1,8], a.1: f32[16,4,8]) -> (s32[], bf16[1,8], f32[16,4,8]
 
 
 @pytest.mark.parametrize("limit", ["constant(16)", "get-tuple-element(%w.1), index=3"])
-def test_a_program_of_libtpu_by_hand(limit):
-  program = hlo.parse(TPU.replace("LIMIT", limit))
+@pytest.mark.parametrize(("step", "n"), [(1, 16), (3, 6)])
+def test_a_program_of_libtpu_by_hand(limit, step, n):
+  program = hlo.parse(TPU.replace("LIMIT", limit).replace("STEP", str(step)))
   assert program.n_partitions == 4
   # One gather per trip, wherever its chain names it: 8 values of 2 bytes to three others.
-  assert collectives.bytes_by_kind(program)["all-gather"] == 16 * 3 * 16
-  assert collectives.gathered(program) == {("bf16", (4, 8)): 16}
+  assert collectives.bytes_by_kind(program)["all-gather"] == n * 3 * 16
+  assert collectives.gathered(program) == {("bf16", (4, 8)): n}
   # (4, 8) by (8, 4), 16 times.
-  assert work.flops(program) == 16 * 2 * 4 * 8 * 4
+  assert work.flops(program) == n * 2 * 4 * 8 * 4
   # Per trip: a slice of 32 values read and written, both operands of the product read (its result
-  # lies in fast memory), the index of the slice, and what leaves the chain is the collective's.
-  assert work.memory_bytes(program) == 16 * (2 * 32 * 4 + 32 * 4 + 32 * 2 + 4)
+  # lies in fast memory), the index of the slice, and what leaves the chain is the collective's;
+  # the counter, a constant to add to it, and their sum.
+  assert work.memory_bytes(program) == n * (2 * 32 * 4 + 32 * 4 + 32 * 2 + 4 + 3 * 4)
 
 
 def test_padding_of_a_convolution_is_no_work():
@@ -172,7 +176,9 @@ def test_padding_of_a_convolution_is_no_work():
 
 
 def test_a_loop_without_trips_is_an_error_where_it_costs_something():
-  endless = TPU.replace("LIMIT", "get-tuple-element(%w.1), index=0").replace("constant(0)", "add()")
+  endless = TPU.replace("LIMIT", "get-tuple-element(%w.1), index=0").replace(
+    "constant(0)", "tuple()"
+  )
   with pytest.raises(ValueError, match=r"trips of while\.1"):
     work.flops(hlo.parse(endless))
   with pytest.raises(ValueError, match="ENTRY"):

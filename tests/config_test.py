@@ -25,13 +25,15 @@ def test_configs_are_complete_and_survive_a_round_trip(name):
 @pytest.mark.parametrize(
   ("change", "sentence"),
   [
-    ({"experts.count": 3, "mesh.expert": 2}, "3 does not divide over config.mesh.expert = 2"),
+    ({"experts.count": 3, "mesh.expert": 2}, r"3 does not divide over .*expert = 2; 4 does"),
     ({"experts.rank": 999}, "config.experts.rank = 999 is not in 1..config.model.d_model"),
     ({"model.heads": 3, "model.kv_heads": 2}, "3 is no multiple of config.model.kv_heads = 2"),
     ({"model.head_size": 7}, "must be even"),
     ({"model.trunk_layers": 9}, "trunk_layers = 9 is more than"),
     ({"model.d_ff": 90, "mesh.model": 4}, "90 does not divide over config.mesh.model = 4"),
-    ({"batch_size": 6, "mesh.data": 4}, "6 does not divide"),
+    ({"batch_size": 6, "mesh.data": 4}, "6 does not divide .* over 4 devices .*; 8 does"),
+    ({"batch_size": 1, "mesh.data": 4}, "; 4 does"),
+    ({"fsdp": True, "mesh.data": 3, "batch_size": 6}, "d_model = 128 does not divide over"),
     ({"batch_size": 0}, "must be positive"),
     ({"router.kind": "gumble"}, "'gumbel'"),
     ({"router.kind": "kmeans", "router.fit": False}, "needs config.router.fit"),

@@ -54,6 +54,12 @@ class Computation(NamedTuple):
   def root(self) -> Instruction:
     return next(i for i in self.instructions.values() if i.is_root)
 
+  @property
+  def parameters(self) -> list[Instruction]:
+    """In the order in which it is called with them."""
+    given = [i for i in self.instructions.values() if i.opcode == "parameter"]
+    return sorted(given, key=lambda p: int(p.rest))
+
   def inputs(self, instruction: Instruction) -> list[tuple[Shape, ...]]:
     return [self.instructions[name].shapes for name in instruction.operands]
 
@@ -130,8 +136,8 @@ def total(
 def trips(program: Program, computation: Computation, loop: Instruction) -> int:
   """How often a `while` runs: as the compiler notes it, or by the constants of its condition.
 
-  A condition is read as `counter < limit` with steps of 1, as those of `lax.scan` are; a counter
-  whose start is not a constant is taken to start at 0.
+  A condition is read as `counter < limit`. A counter whose start is not a constant is taken to
+  start at 0, and one to which the body adds no constant, to go by 1, as those of `lax.scan` do.
 
   Raises:
     ValueError: neither is there.
@@ -148,7 +154,19 @@ def trips(program: Program, computation: Computation, loop: Instruction) -> int:
   found = [n for n in constants if n is not None]
   if test.attribute("direction") != "LT" or not found:
     raise ValueError(f"the trips of {loop.name} are not told")
-  return max(found) - (min(found) if len(found) == 2 else 0)
+  steps = [_step(program, loop, condition, name) for name in root.operands]
+  return -(-(max(found) - (min(found) if len(found) == 2 else 0)) // max(steps))
+
+
+def _step(program: Program, loop: Instruction, condition: Computation, name: str) -> int:
+  """What the body adds to an operand of the condition: a gather in parts may go by 2."""
+  body, index = program.computations[loop.attribute("body") or ""], condition.instructions[name]
+  if index.opcode != "get-tuple-element" or body.root.opcode != "tuple":
+    return 1
+  grown = body.instructions[body.root.operands[int(index.attribute("index") or 0)]]
+  added = [body.instructions[name] for name in grown.operands] if grown.opcode == "add" else []
+  constants = [int(x.rest) for x in added if x.opcode == "constant" and x.rest.isdigit()]
+  return constants[0] if len(constants) == 1 else 1
 
 
 def _constant(

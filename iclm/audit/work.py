@@ -79,7 +79,7 @@ def _moved(program: hlo.Program, computation: hlo.Computation, i: hlo.Instructio
   inputs = computation.inputs(i)
   if i.opcode == "fusion":
     called = program.computations[i.attribute("calls") or ""]
-    return _moved_by_fusion(called, inputs, i.shapes)
+    return _moved_by_fusion(program, called, inputs, i.shapes)
   if i.opcode.endswith("-start"):  # A copy or a slice that runs beside the computation.
     to = i.shapes[0 if kind == "copy" else len(inputs[0])]
     reads = to.nbytes if any(s.space == 0 for s in inputs[0]) else 0.0
@@ -91,42 +91,42 @@ def _moved(program: hlo.Program, computation: hlo.Computation, i: hlo.Instructio
   return _size(i.shapes) + sum(map(_size, inputs))
 
 
-def _moved_by_fusion(called: hlo.Computation, inputs, shapes) -> float:
-  users: dict[str, list[hlo.Instruction]] = {name: [] for name in called.instructions}
-  for user in called.instructions.values():
-    for name in user.operands:
-      users[name].append(user)
-  moved, given = 0.0, (i for i in called.instructions.values() if i.opcode == "parameter")
-  numbered = sorted(given, key=lambda p: int(p.rest))
-  for parameter, sizes in zip(numbered, inputs, strict=True):
-    moved += min(_size(sizes), _read(parameter, users))
+def _moved_by_fusion(program: hlo.Program, called: hlo.Computation, inputs, shapes) -> float:
+  moved = 0.0
+  for parameter, sizes in zip(called.parameters, inputs, strict=True):
+    moved += min(_size(sizes), _read(program, called, parameter))
   root = called.root
   results = root.operands if root.opcode == "tuple" else (root.name,)
   for name, shape in zip(results, shapes, strict=False):
-    moved += min(_size([shape]), _written(called, called.instructions[name], shape))
+    moved += min(_size([shape]), _written(program, called, called.instructions[name], shape))
   return moved
 
 
-def _read(value: hlo.Instruction, users) -> float:
+def _read(program: hlo.Program, called: hlo.Computation, value: hlo.Instruction) -> float:
   """Of an operand of a fusion: a slice where only slices are used, nothing where it passes."""
   read = 0.0
-  for user in users[value.name]:
-    if user.opcode == "bitcast":
-      read += _read(user, users)
-    elif user.opcode in SLICES:
-      read += _size(user.shapes)
-    elif user.opcode in FREE or (
-      user.opcode == "dynamic-update-slice" and user.operands[0] == value.name
-    ):
-      continue
-    else:
-      return math.inf
+  for user in called.instructions.values():
+    for at, name in enumerate(user.operands):
+      if name != value.name:
+        continue
+      if user.opcode == "bitcast":
+        read += _read(program, called, user)
+      elif user.opcode == "fusion":  # One in the other.
+        inner = program.computations[user.attribute("calls") or ""]
+        read += _read(program, inner, inner.parameters[at])
+      elif user.opcode in SLICES:
+        read += _size(user.shapes)
+      elif user.opcode not in FREE and (user.opcode != "dynamic-update-slice" or at > 0):
+        return math.inf
   return read
 
 
-def _written(called: hlo.Computation, value: hlo.Instruction, shape: hlo.Shape) -> float:
+def _written(program: hlo.Program, called: hlo.Computation, value: hlo.Instruction, shape):
   while value.opcode == "bitcast":
     value = called.instructions[value.operands[0]]
+  if value.opcode == "fusion":
+    inner = program.computations[value.attribute("calls") or ""]
+    return _written(program, inner, inner.root, shape)
   if value.opcode == "dynamic-update-slice":
     return _size(called.instructions[value.operands[1]].shapes)
   return 0.0 if value.opcode in FREE else _size([shape])

@@ -18,7 +18,7 @@ from iclm.compose.cache import empty as empty_cache
 from iclm.compose.interface import NOTHING, Intervention, Model, Output
 from iclm.compose.model import build
 from iclm.compose.perturb import perturb
-from iclm.compose.serving import check_finite, heard_alone, streams
+from iclm.compose.serving import check_finite, heard_alone, is_block, streams
 
 __all__ = [
   "NOTHING",
@@ -30,6 +30,7 @@ __all__ = [
   "check_finite",
   "empty_cache",
   "heard_alone",
+  "is_block",
   "perturb",
   "streams",
 ]

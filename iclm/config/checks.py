@@ -28,9 +28,16 @@ def check(c: Config) -> None:
       f"config.model.{key} = {size} does not divide over config.mesh.model = {c.mesh.model}",
     )
   _require(
-    c.batch_size % (c.accumulate * c.mesh.data * c.mesh.expert) == 0,
+    not c.fsdp or m.d_model % c.mesh.data == 0,
+    f"config.model.d_model = {m.d_model} does not divide over config.mesh.data = {c.mesh.data}, "
+    "as config.fsdp = True splits it",
+  )
+  of_rows = c.accumulate * c.mesh.data * c.mesh.expert
+  _require(
+    c.batch_size % of_rows == 0,
     f"config.batch_size = {c.batch_size} does not divide into config.accumulate = {c.accumulate} "
-    f"micro-batches over {c.mesh.data * c.mesh.expert} devices (mesh.data x mesh.expert)",
+    f"micro-batches over {c.mesh.data * c.mesh.expert} devices (mesh.data x mesh.expert); "
+    f"{_multiple(c.batch_size, of_rows)} does",
   )
   if c.experts.kind != "none":
     _check_experts(c)
@@ -99,7 +106,8 @@ def _check_experts(c: Config) -> None:
   _require(e.count > 0, f"config.experts.count = {e.count}; the plain base is experts.kind='none'")
   _require(
     e.count % c.mesh.expert == 0,
-    f"config.experts.count = {e.count} does not divide over config.mesh.expert = {c.mesh.expert}",
+    f"config.experts.count = {e.count} does not divide over config.mesh.expert = {c.mesh.expert}; "
+    f"{_multiple(e.count, c.mesh.expert)} does",
   )
   _require(
     0 < e.rank <= m.d_model,
@@ -223,6 +231,11 @@ def _check_data(c: Config) -> None:
     f"config.evaluation.best = {c.evaluation.best!r} is no evaluation set: "
     + nearest(c.evaluation.best, c.evaluation.sets),
   )
+
+
+def _multiple(n: int, of: int) -> int:
+  """The multiple that lies nearest, and is not 0."""
+  return max(round(n / of), 1) * of
 
 
 def _require(holds: bool, sentence: str) -> None:

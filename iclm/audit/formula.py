@@ -1,0 +1,76 @@
+"""Operations of a train step by formula: what `flops.of` counts, from the shapes of the config.
+
+Per token and matrix parameter a forward pass takes 2, a backward pass 2 for the states and, where
+the weights move, 2 for these. Attention's two products take 4 times keys times width, and twice
+that backward. Norms, softmax, the router, the dependence and the optimizer are left out.
+"""
+
+from iclm import compose
+from iclm.config import Config
+
+
+def train_step(c: Config) -> float:
+  """Returns operations of one step over all devices."""
+  m, moves = c.model, c.trains.base
+  n_upper = m.layers - m.trunk_layers
+  once = lambda backward: _layer(c, backward, moves)
+  per_token = m.trunk_layers * once(moves)
+  if c.experts.kind == "none":
+    per_token += n_upper * once(moves)
+  else:
+    if c.combine == "residual" or c.router.reads == "base":
+      per_token += n_upper * once(moves and c.combine == "residual")
+    per_token += _streams(c) * n_upper * (once(True) + _adapters(c)) + _messages(c)
+  return c.batch_size * c.data.seq_len * (per_token + _heads(c))
+
+
+def _layer(c: Config, backward: bool, moves: bool) -> float:
+  m = c.model
+  inner, kv = m.heads * m.head_size, m.kv_heads * m.head_size
+  down = m.d_model * m.d_ff
+  weights = m.d_model * (2 * inner + 2 * kv) + 3 * down
+  attention = 4 * inner * c.data.seq_len
+  forward = 2 * weights + attention
+  if not backward:
+    return forward
+  # What is computed again: all but the last product, which nothing backward reads.
+  again = forward - 2 * down if m.remat else 0.0
+  return forward + again + 2 * weights * (1 + moves) + 2 * attention
+
+
+def _streams(c: Config) -> int:
+  """Rows of the upper layers per input."""
+  if c.topology.kind == "around":
+    return 1
+  if c.compute == "all":
+    return c.experts.invariant + c.experts.count
+  return len(compose.streams(c))
+
+
+def _adapters(c: Config) -> float:
+  """Of one layer, forward and backward with respect to states and weights."""
+  m, e = c.model, c.experts
+  inner, kv = m.heads * m.head_size, m.kv_heads * m.head_size
+  wide = {"q": m.d_model + inner, "k": m.d_model + kv, "v": m.d_model + kv, "o": inner + m.d_model}
+  wide |= dict.fromkeys(("gate", "up", "down"), m.d_model + m.d_ff)
+  served = e.count + e.invariant if compose.is_block(c) else 1
+  return served * e.rank * sum(wide[name] for name in e.projections) * (8 if m.remat else 6)
+
+
+def _messages(c: Config) -> float:
+  """Mean and spread read off the state, and what the message says: three products, thrice."""
+  if c.bottleneck.kind == "none":
+    return 0.0
+  rows = 2 if c.topology.kind == "around" else _streams(c)
+  served = c.experts.count + c.experts.invariant if compose.is_block(c) else 1
+  return rows * served * 18 * c.model.d_model * c.bottleneck.width
+
+
+def _heads(c: Config) -> float:
+  """Logits of every position: of the mix, and of each stream alone where that is trained."""
+  vocab = c.model.vocab_size or c.data.tokenizer.vocab_size
+  n = len(compose.streams(c)) if c.combine in ("logits", "probas", "concat") else 1
+  if c.experts.kind != "none" and c.loss.aux > 0:
+    n += len(compose.streams(c))
+  moves = c.trains.combine if c.combine == "concat" else c.trains.base
+  return n * 2 * c.model.d_model * vocab * (2 + moves)

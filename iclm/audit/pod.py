@@ -1,0 +1,132 @@
+"""What a train step would take on a slice of a TPU, compiled for it on a machine without one."""
+
+import functools
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from iclm import compose, optim, sharding, step
+from iclm.audit import collectives, flops, formula, hlo, work
+from iclm.audit.chips import Chip
+from iclm.config import Config
+from iclm.data.pipeline import Batch
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class TooLarge(NamedTuple):
+  """The compiler's own words for why a step does not fit, and the bytes that they name, if any."""
+
+  told: str
+  nbytes: float | None
+
+
+class Step(NamedTuple):
+  """A train step with everything that it is called with; no array of it exists."""
+
+  config: Config
+  mesh: Mesh
+  model: compose.Model
+  tx: Any
+  state: step.TrainState
+  batch: Batch
+  key: Any
+
+
+def abstract_step(c: Config, mesh: Mesh) -> Step:
+  """The train step of a config over a mesh, in shapes, types and shardings."""
+  vocab = c.model.vocab_size or c.data.tokenizer.vocab_size
+  model, tx = compose.build(c, vocab, mesh), optim.from_config(c)
+  state = step.abstract_state(c, model, tx, mesh)
+  rows, tokens = c.batch_size, c.data.seq_len
+  of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.rows(mesh))
+  ints = of(jnp.int32, rows, tokens)
+  masks = of(jnp.float32, rows, tokens), of(jnp.bool_, rows, tokens)
+  batch = Batch(ints, ints, ints, ints, *masks, of(jnp.int32, rows))
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
+  return Step(c, mesh, model, tx, state, batch, key)
+
+
+def compiled(s: Step) -> Any:
+  """The compiled step, or `TooLarge` where the compiler finds no room for it on the device."""
+  advance = step.make_train_step(s.config, s.model, s.tx, s.mesh)
+  lowered = advance.lower(s.state, s.batch, s.key)
+  try:
+    return lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return too_large(str(error))
+
+
+def too_large(message: str) -> TooLarge:
+  """The first paragraph of the compiler's message, and the bytes that it says are needed."""
+  told = " ".join(message.split("\n\n")[0].split())
+  used = re.search(r"(?:Used |\()([\d.]+)([KMGT]?)(?:\)| of)", told)
+  return TooLarge(told, float(used[1]) * UNITS[used[2]] if used else None)
+
+
+def argument_bytes(s: Step) -> dict[str, int]:
+  """Bytes on each device of what goes into a step, by class, without the padding of its layout."""
+  moves = lambda part: getattr(s.config.trains, part)
+  params = s.state.params
+  trained = [part for name, part in params.items() if moves(name)]
+  frozen = [part for name, part in params.items() if not moves(name)]
+  rest = s.state._replace(params=None, opt_state=None)
+  return {
+    "weights, trained": _on_device(trained),
+    "weights, frozen": _on_device(frozen),
+    "optimizer": _on_device(s.state.opt_state),
+    "batch": _on_device(s.batch),
+    "other state": _on_device(rest),
+  }
+
+
+def flops_per_device(s: Step) -> dict[str, float]:
+  """Operations of a step over the number of devices, by formula and as its jaxpr counts them."""
+  advance = functools.partial(step.train_step, config=s.config, model=s.model, tx=s.tx)
+  n = s.mesh.devices.size
+  counted = flops.of(advance, s.state, s.batch, s.key)
+  return {"formula": formula.train_step(s.config) / n, "jaxpr": counted / n}
+
+
+def report(s: Step, found: Any, chip: Chip) -> dict[str, Any]:
+  """JSON-able: bytes by class, FLOPs, what is sent, and the bound on the time of a step."""
+  bytes_of: dict[str, Any] = argument_bytes(s)
+  told: dict[str, Any] = {"fits": not isinstance(found, TooLarge)}
+  told |= {"devices": s.mesh.devices.size, "hbm_bytes": chip.hbm_bytes}
+  told |= {"flops": flops_per_device(s)}
+  if isinstance(found, TooLarge):
+    return told | {"bytes": bytes_of | {"total": found.nbytes}, "compiler": found.told}
+  m, program = found.memory_analysis(), hlo.parse(found.as_text())
+  bytes_of["padding"] = m.argument_size_in_bytes - sum(bytes_of.values())
+  bytes_of["activations and temporaries"] = (
+    m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+  )
+  bytes_of["program"] = m.generated_code_size_in_bytes
+  told["flops"]["hlo"] = work.flops(program)
+  sent, moved = collectives.bytes_by_kind(program), work.memory_bytes(program)
+  seconds = {
+    "compute": told["flops"]["hlo"] / chip.flops,
+    "memory": moved / chip.hbm,
+    "collectives": sum(sent.values()) / chip.ici,
+  }
+  return told | {
+    "bytes": bytes_of | {"total": sum(bytes_of.values())},
+    "memory_traffic_bytes": moved,
+    "collective_bytes": sent,
+    "roofline_s": seconds | {"step": max(seconds.values())},
+  }
+
+
+def _on_device(tree: Any) -> int:
+  return sum(_shard_bytes(x) for x in jax.tree.leaves(tree))
+
+
+def _shard_bytes(x: Any) -> int:
+  return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize

@@ -1,0 +1,215 @@
+"""Steps for slices that are not there: what each device would hold, compute and send."""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+from conftest import on_eight_devices, tiny
+from ml_collections import config_dict
+
+from configs import bench as sizes
+from configs import llama2_7b
+from experiments import compile as command
+from iclm import config, sharding
+from iclm.audit import chips, formula, pod
+from iclm.config import InputError
+
+ROOT = pathlib.Path(__file__).parents[1]
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="compiles for a TPU: the extra [tpu]"
+)
+
+# Gathers of what is shaped like a matrix of the base, of one layer or of all, in whatever order.
+GATHERS = """
+import json
+import jax
+from conftest import tiny
+from iclm import axes, sharding
+from iclm.audit import collectives, hlo, pod
+
+form = lambda dims: tuple(sorted(d for d in dims if d > 1))
+found = []
+for sizes, fsdp in (((8, 1, 1), 0), ((2, 4, 1), 0), ((2, 2, 2), 0), ((8, 1, 1), 1)):
+  mesh = {f"mesh__{name}": size for name, size in zip(axes.MESH, sizes)}
+  c = tiny(experts__count=4, model__kv_heads=2, fsdp=bool(fsdp), **mesh)
+  s = pod.abstract_step(c, sharding.make_mesh(c.mesh))
+  matrices = [x.shape for x in jax.tree.leaves(s.state.params["base"]) if x.ndim > 1]
+  matrices += [shape[1:] for shape in matrices if len(shape) == 3]
+  program = hlo.parse(pod.compiled(s).as_text())
+  gathers = {form(dims) for _, dims in collectives.gathered(program)}
+  found.append(sorted(gathers & set(map(form, matrices))))
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_no_weight_of_the_base_is_gathered_unless_it_is_split():
+  *whole, split = on_eight_devices(GATHERS)
+  assert whole == [[], [], []]
+  # The control: under fsdp each layer's (16, 16) and (16, 24) are, when it is their turn.
+  assert [16, 16] in split and [16, 24] in split
+
+
+COUNTED = """
+import json
+from configs import bench as sizes
+from experiments import bench
+from iclm import config
+
+bench.MESHES = ((1, 1, 1), (8, 1, 1), (2, 2, 2))
+c = config.from_config_dict(sizes.get_config("S"))
+print(json.dumps(bench.devices(c, [2, 4], 1)[1]["flops_per_device"]))
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_share_the_work_of_one():
+  found = on_eight_devices(COUNTED)
+  assert found["1,1,1"] == pytest.approx(1, rel=0.001)  # As the jaxpr is counted.
+  assert 1 / 8 <= found["8,1,1"] < 0.13 and 1 / 8 <= found["2,2,2"] <= 0.14
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {},
+    {"model.remat": True},
+    {"trains.base": True, "model.remat": True},
+    {"compute": "all"},
+    {"router.kind": "soft"},
+    {"model.trunk_layers": 2, "loss.aux": 0.1},
+    {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0},
+  ],
+)
+def test_the_formula_of_a_step_is_what_its_jaxpr_counts(change):
+  c = sizes.get_config("S")
+  c.update_from_flattened_dict(change)
+  c = config.from_config_dict(c)
+  counted = pod.flops_per_device(pod.abstract_step(c, sharding.make_mesh(c.mesh)))
+  assert counted["formula"] == pytest.approx(counted["jaxpr"], rel=0.02)
+
+
+def test_seven_billion_parameters_by_hand():
+  c = config.from_config_dict(llama2_7b.get_config())
+  layer = 4 * 4096**2 + 3 * 4096 * 11008
+  attention = 4 * 4096 * 2048
+  down = 4096 * 11008
+  # Sixteen layers of trunk and sixteen of base forward; in two streams forward, again all but the
+  # last product, and back to the states; seven adapters of rank 16, eight times; the head forward
+  # and back; three products of the message in two streams, thrice.
+  stream = 2 * layer + attention + (2 * layer - 2 * down + attention) + 2 * layer + 2 * attention
+  adapters = 8 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+  per_token = 32 * (2 * layer + attention) + 2 * 16 * (stream + adapters)
+  per_token += 4 * 4096 * 32_000 + 2 * 18 * 4096 * 64
+  assert formula.train_step(c) == 16 * 2048 * per_token
+
+
+def asked(**flags):
+  given = {"config": sizes.get_config("S"), "topology": "v5e:2x2", "out": "", "search_s": 1.0}
+  given["config"].mesh.data = 4
+  return command.main(types.SimpleNamespace(**(given | flags)))
+
+
+@needs_libtpu
+def test_topologies_that_are_not_there_are_told_with_the_nearest():
+  for name, told in (
+    ("v5e:3x3", "v5e:3x3'; did you mean 'v5e:2x4'"),
+    ("v5p:3x3x3", "did you mean 'v5p:2x4x4'"),
+    ("v5e4x4", "did you mean 'v5e:4x4'"),
+    ("v9:4x4", "v9:4x4"),
+    ("v5e", "there is no topology"),
+  ):
+    with pytest.raises(InputError, match=told):
+      asked(topology=name)
+
+
+def test_bad_input_is_told_before_anything_is_compiled(monkeypatch, tmp_path):
+  monkeypatch.setattr(pod, "compiled", None)
+  with pytest.raises(InputError, match="no such folder"):
+    asked(out=str(tmp_path / "absent" / "out.json"))
+  c = sizes.get_config("S")
+  for change, told in (
+    ({"mesh.data": 3}, "config.batch_size = 8 does not divide .*; 9 does"),
+    ({"mesh.expert": 8}, "config.experts.count = 4 does not divide .*; 8 does"),
+  ):
+    other = config_dict.ConfigDict(c.to_dict())
+    other.update_from_flattened_dict(change)
+    with pytest.raises(InputError, match=told):
+      asked(config=other)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(InputError, match=r"'\.\[tpu\]'"):
+    asked()
+
+
+def test_a_mesh_must_be_all_of_its_slice():
+  c = tiny(mesh__data=4, experts__count=4, mesh__expert=2)
+  command.check_mesh(c, "v5e:2x4", 8)
+  with pytest.raises(InputError, match=r"8 devices, but v5e:4x4 has 16; .*\.data = 8 fits"):
+    command.check_mesh(c, "v5e:4x4", 16)
+  with pytest.raises(InputError, match="'data': 9, 'expert': 1"):
+    command.check_mesh(c, "v5e:3x3", 9)
+
+
+def test_the_search_names_the_first_change_that_fits(monkeypatch):
+  c = tiny(mesh__data=2, accumulate=1, batch_size=8)
+  named = [change for change, _ in command.changes(c)]
+  assert (
+    named
+    == [
+      {"model.remat": True},
+      {"accumulate": 2},
+      {"accumulate": 4},
+      {"fsdp": True},
+      {"mesh.data": 1, "mesh.model": 2},
+      {"model.remat": True, "accumulate": 4, "fsdp": True, "mesh.data": 1, "mesh.model": 2},
+    ][: len(named)]
+  )
+  fits = lambda s: None if s.config.accumulate == 4 else pod.TooLarge("no", None)
+  monkeypatch.setattr(pod, "compiled", fits)
+  monkeypatch.setattr(pod, "abstract_step", lambda c, mesh: types.SimpleNamespace(config=c))
+  monkeypatch.setattr(pod, "argument_bytes", lambda s: {"weights": 1})
+  monkeypatch.setattr(sharding, "make_mesh", lambda sizes, devices: None)
+  chip = chips.CHIPS["v5e"]
+  assert command.search(c, chip, [], 60.0) == {"accumulate": 4}
+  monkeypatch.setattr(pod, "argument_bytes", lambda s: {"weights": 2 * chip.hbm_bytes})
+  assert command.search(c, chip, [], 60.0) is None
+  assert command.search(c, chip, [], -1.0) is None
+
+
+def test_bytes_that_the_compiler_names_are_read(monkeypatch):
+  words = {
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+    "(36.19G) exceeds available HBM (15.75G).": 36.19 * 2**30,
+    "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded "
+    "hbm capacity by 4.75G.": 20.5 * 2**30,
+    "RESOURCE_EXHAUSTED: no room": None,
+  }
+  for told, nbytes in words.items():
+    assert pod.too_large(told) == pod.TooLarge(told, nbytes)
+
+
+@needs_libtpu
+def test_a_small_step_is_compiled_for_a_slice(tmp_path):
+  out, argv = tmp_path / "out.json", [
+    "--config=configs/bench.py:S", "--topology=v5e:2x2", "--config.mesh.data=4",
+    "--config.model.layers=2", "--config.model.d_model=128", "--config.model.d_ff=256",
+    "--config.data.seq_len=64", "--config.loss.dependence=0.0",
+  ]  # fmt: skip
+  line = [sys.executable, "-m", "experiments.compile", *argv, f"--out={out}"]
+  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+  assert done.returncode == 0, done.stderr
+  told = json.loads(out.read_text())
+  assert told["fits"] and told["devices"] == 4 and "not measured" in done.stdout
+  counted = told["flops"]
+  assert counted["hlo"] == pytest.approx(counted["jaxpr"], rel=0.02)
+  assert counted["formula"] == pytest.approx(counted["jaxpr"], rel=0.02)
+  assert told["collective_bytes"]["all-reduce"] > 0  # The adapters' gradients.
+  assert told["bytes"]["total"] < 2**30 < told["hbm_bytes"]
+  # Two moments of all that is trained, in float32.
+  trained, moments = told["bytes"]["weights, trained"], told["bytes"]["optimizer"]
+  assert moments == pytest.approx(2 * trained, rel=0.01)
+  assert max(told["roofline_s"].values()) == told["roofline_s"]["step"] > 0
