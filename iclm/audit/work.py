@@ -9,7 +9,7 @@ from iclm.audit import hlo
 # Of these, nothing is moved, or what they call is counted, or they are collectives.
 FREE = (
   "parameter constant tuple get-tuple-element bitcast while conditional call after-all "
-  "partition-id replica-id iota custom-call add-dependency opt-barrier all-gather all-reduce "
+  "partition-id replica-id iota async custom-call add-dependency opt-barrier all-gather all-reduce "
   "reduce-scatter all-to-all collective-permute"
 ).split()
 SLICES = ("dynamic-slice", "slice", "gather")
@@ -59,16 +59,14 @@ def _valid(axis: int, rest: str, n_in: int, n_kernel: int, n_out: int) -> int:
   found = re.search(r"window=\{([^}]*)\}", rest)
   window = dict(part.split("=") for part in found[1].split()) if found else {}
   per_axis = lambda name, empty: window[name].split("x")[axis] if name in window else empty
-  stride, reversed_ = int(per_axis("stride", "1")), int(per_axis("rhs_reversal", "0"))
-  low, low_dilate, dilate = (
+  stride, low, spread, dilate = (
     int(per_axis(name, empty).split("_")[0])
-    for name, empty in (("pad", "0_0"), ("lhs_dilate", "1"), ("rhs_dilate", "1"))
+    for name, empty in (("stride", "1"), ("pad", "0"), ("lhs_dilate", "1"), ("rhs_dilate", "1"))
   )
   count = 0
-  for k in range(n_kernel):
-    at = (n_kernel - 1 - k if reversed_ else k) * dilate - low
-    for position in range(at, at + n_out * stride, stride):
-      count += position % low_dilate == 0 and 0 <= position // low_dilate < n_in
+  for first in range(-low, n_kernel * dilate - low, dilate):
+    for position in range(first, first + n_out * stride, stride):
+      count += position % spread == 0 and 0 <= position // spread < n_in
   return count
 
 
