@@ -99,13 +99,13 @@ def test_seven_billion_parameters_by_hand():
   attention = 4 * 4096 * 2048
   down = 4096 * 11008
   # Sixteen layers of trunk and sixteen of base forward; in two streams forward, again all but the
-  # last product, and back to the states; seven adapters of rank 16, eight times; the head forward
-  # and back; three products of the message in two streams, thrice.
+  # last product, and back to the states; seven adapters of rank 16, eight times. At 64 positions
+  # the head forward and back, and three products of the message in two streams, thrice.
   stream = 2 * layer + attention + (2 * layer - 2 * down + attention) + 2 * layer + 2 * attention
   adapters = 8 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
   per_token = 32 * (2 * layer + attention) + 2 * 16 * (stream + adapters)
-  per_token += 4 * 4096 * 32_000 + 2 * 18 * 4096 * 64
-  assert formula.train_step(c) == 16 * 2048 * per_token
+  said = 4 * 4096 * 32_000 + 2 * 18 * 4096 * 64
+  assert formula.train_step(c) == 16 * (2048 * per_token + 64 * said)
 
 
 def asked(**flags):

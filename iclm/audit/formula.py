@@ -20,8 +20,12 @@ def train_step(c: Config) -> float:
   else:
     if c.combine == "residual" or c.router.reads == "base":
       per_token += n_upper * once(moves and c.combine == "residual")
-    per_token += _streams(c) * n_upper * (once(True) + _adapters(c)) + _messages(c)
-  return c.batch_size * c.data.seq_len * (per_token + _heads(c))
+    per_token += _streams(c) * n_upper * (once(True) + _adapters(c))
+  n_counted = c.data.counted or c.data.seq_len
+  # Around a core the domain expert's message is what the core reads of every token.
+  n_said = c.data.seq_len if c.topology.kind == "around" else n_counted
+  per_row = c.data.seq_len * per_token + n_said * _messages(c) + n_counted * _heads(c)
+  return c.batch_size * per_row
 
 
 def _layer(c: Config, backward: bool, moves: bool) -> float:
@@ -67,7 +71,7 @@ def _messages(c: Config) -> float:
 
 
 def _heads(c: Config) -> float:
-  """Logits of every position: of the mix, and of each stream alone where that is trained."""
+  """Logits of a position that counts: of the mix, and of each stream alone if that is trained."""
   vocab = c.model.vocab_size or c.data.tokenizer.vocab_size
   n = len(compose.streams(c)) if c.combine in ("logits", "probas", "concat") else 1
   if c.experts.kind != "none" and c.loss.aux > 0:
