@@ -231,16 +231,15 @@ def eval_batches(
     InputError: see `rows.pack`.
   """
   rows = _eval_rows(examples, tokenizer, seq_len, question, questions_per_row, too_long)
-  empty = _empty_row(tokenizer, seq_len)
   while chunk := list(itertools.islice(rows, batch_size)):
-    packed = [row for row, _, _ in chunk] + [empty] * (batch_size - len(chunk))
+    packed = [row for row, _, _ in chunk]
     indices = [_domain(example, domains) for _, example, _ in chunk]
     owner_BT = np.full((batch_size, seq_len), -1, np.int32)
     for owner_T, (row, _, first) in zip(owner_BT, chunk, strict=False):
       mask_T = row.loss_mask_T > 0
       owner_T[mask_T] = row.segment_T[mask_T] - 2 + first
     yield EvalBatch(
-      batch=_stack(packed, indices + [-1] * (batch_size - len(chunk))),
+      batch=fill(packed, indices, batch_size, tokenizer),
       owner_BT=owner_BT,
       n_truncated=sum(row.n_cut > 0 for row in packed),
     )
@@ -281,6 +280,13 @@ def _eval_rows(
       )
       yield row, owners[0], first
       first += len(taken)
+
+
+def fill(rows: Sequence[Row], domain: Sequence[int], size: int, tokenizer: Tokenizer) -> Batch:
+  """A batch of `size` rows: these, at least one, with their domains, and padding behind them."""
+  n_free = size - len(rows)
+  empty = _empty_row(tokenizer, len(rows[0].tokens_T))
+  return _stack([*rows, *[empty] * n_free], [*domain, *[-1] * n_free])
 
 
 def _empty_row(tokenizer: Tokenizer, seq_len: int) -> Row:

@@ -120,6 +120,26 @@ def encode_prompts(
   return _join(splits, known, tokenizer, name)
 
 
+def shorten(prompt: Prompts, n_tokens: int, tokenizer: Tokenizer) -> tuple[Prompts, int]:
+  """Returns a prompt of at most `n_tokens`, at least 1, and how many of its first ones are gone.
+
+  bos stays where there is room for it. A question that is too long by itself is cut as context,
+  and the router reads what is left of it.
+
+  Args:
+    prompt: with one question.
+  """
+  context, [question], whole = prompt
+  n_cut = len(context) + len(question) - n_tokens
+  if n_cut <= 0:
+    return prompt, 0
+  n_bos = min(int(tokenizer.bos_id is not None), n_tokens - 1)
+  if n_bos + len(question) > n_tokens:
+    tokens = [*context, *question]
+    context, question, whole = tokens[:-1], tokens[-1:], True
+  return Prompts(context[:n_bos] + context[n_bos + n_cut :], [question], whole), n_cut
+
+
 def pack(
   examples: Sequence[Example],
   tokenizer: Tokenizer,
@@ -202,26 +222,36 @@ def lay_out(
   loss: Loss,
   too_long: TooLong,
   name: str,
+  end: bool = True,
 ) -> Row:
-  """Lays tokens out as one row, an answer without eos behind each question; see `pack`."""
+  """Lays tokens out as one row, an answer without eos behind each question; see `pack`.
+
+  Args:
+    end: the end of an answer is predicted too; if not, its last token needs no place in the row.
+  """
   if not all(answers):
     raise InputError(f"an answer of {name} is empty; the model would have nothing to say.")
   if loss not in ("answer", "all"):
     raise InputError(f"loss = {loss!r} is not known; choose 'answer' or 'all'.")
-  context, n_cut = _fit(prompts, answers, tokenizer, seq_len, too_long, name)
+  said = [
+    [*question, *answer, *[tokenizer.eos_id][: int(end)]]
+    for question, answer in zip(prompts.questions, answers, strict=True)
+  ]
+  own = sum(map(len, said)) - len(said)
+  context, n_cut = _fit(prompts, own, tokenizer, seq_len, too_long, name)
   start, everything = len(context), loss == "all"
   # The last token of the context predicts nothing, unless the prompt continues in one way only.
   beyond = prompts.questions[0][0] if prompts.whole else tokenizer.pad_id
   tokens, segments, positions = list(context), [1] * start, list(range(start))
   targets = [*context[1:], beyond][:start]
   counts = [*[everything] * (start - 1), everything and prompts.whole][:start]
-  for k, (question, answer) in enumerate(zip(prompts.questions, answers, strict=True)):
-    inputs = [*question, *answer]
-    tokens += inputs
-    targets += [*inputs[1:], tokenizer.eos_id]
-    segments += [k + 2] * len(inputs)
-    positions += range(start, start + len(inputs))
-    counts += [everything] * (len(question) - 1) + [True] * (len(answer) + 1)
+  for k, (question, whole) in enumerate(zip(prompts.questions, said, strict=True)):
+    n = len(whole) - 1
+    tokens += whole[:-1]
+    targets += whole[1:]
+    segments += [k + 2] * n
+    positions += range(start, start + n)
+    counts += [everything] * (len(question) - 1) + [True] * (n + 1 - len(question))
   return Row(
     tokens_T=_padded(tokens, seq_len, tokenizer.pad_id, np.int32),
     targets_T=_padded(targets, seq_len, tokenizer.pad_id, np.int32),
@@ -235,21 +265,20 @@ def lay_out(
 
 def _fit(
   prompts: Prompts,
-  answers: Sequence[Sequence[int]],
+  own: int,
   tokenizer: Tokenizer,
   seq_len: int,
   too_long: TooLong,
   name: str,
 ) -> tuple[list[int], int]:
-  """Returns the context that fits into the row, and the number of tokens cut off."""
+  """Returns the context that fits before `own` tokens, and the number of tokens cut off."""
   if too_long not in ("error", "truncate_left"):
     raise InputError(f"too_long = {too_long!r} is not known; choose 'error' or 'truncate_left'.")
-  own = sum(map(len, prompts.questions)) + sum(map(len, answers))
   needed = len(prompts.context) + own
   if needed <= seq_len:
     return prompts.context, 0
   row = f"{name}: the row needs {needed} tokens and seq_len is {seq_len}; set seq_len >= {needed}"
-  row += " or fewer questions_per_row" if len(answers) > 1 else ""
+  row += " or fewer questions_per_row" if len(prompts.questions) > 1 else ""
   n_bos = int(tokenizer.bos_id is not None)
   if too_long == "error":
     raise InputError(f"{row}, or too_long = 'truncate_left'.")

@@ -34,9 +34,13 @@ Scorer = Callable[[Any, pipeline.Batch, Array | None, compose.Intervention], ste
 PerBatch = Callable[[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]], compose.Intervention]
 
 
-def make_scorer(config: Config, model: compose.Model) -> Scorer:
-  """The jitted `step.eval_step`; make it once and keep it, since it holds the compilations."""
-  return jax.jit(functools.partial(step.eval_step, config=config, model=model))
+def make_scorer(config: Config, model: compose.Model, alone: bool = True) -> Scorer:
+  """The jitted `step.eval_step`; make it once and keep it, since it holds the compilations.
+
+  Args:
+    alone: see `step.eval_step`; `score` needs it.
+  """
+  return jax.jit(functools.partial(step.eval_step, config=config, model=model, alone=alone))
 
 
 def score(

@@ -16,7 +16,7 @@ from iclm.config import Config, InputError
 from iclm.data.pipeline import Batch
 from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
-from iclm.evals import accuracy, answering
+from iclm.evals import accuracy, answering, likelihood
 
 
 class Messages(NamedTuple):
@@ -46,6 +46,7 @@ class Subject:
   ):
     self.config, self.tokenizer, self._mesh, self._params = config, tokenizer, mesh, params
     self._scorer = accuracy.make_scorer(config, model)
+    self._plain_scorer = accuracy.make_scorer(config, model, alone=False)
     self._decoding = generate.make_decoding(model)
     self._speaker = jax.jit(functools.partial(_speak, model))
     self._logits = jax.jit(lambda params, batch: model.apply(params, batch).logits_BTV)
@@ -65,6 +66,13 @@ class Subject:
     """See `answering.answer`."""
     args = self._params, examples, self.tokenizer, self.config, self._mesh
     return answering.answer(self._decoding, *args, most)
+
+  def likelihoods(
+    self, pieces: Sequence[likelihood.Piece]
+  ) -> Iterator[tuple[int, likelihood.Likelihood]]:
+    """See `likelihood.score`."""
+    args = self._params, pieces, self.tokenizer, self.config, self._mesh
+    return likelihood.score(self._plain_scorer, *args)
 
   def label(self, example: Example) -> int:
     """The first token of the right answer: the class within which messages are compared."""

@@ -6,7 +6,7 @@ prompts -> buckets of tokens -> read (a cache per pass, the route) -> say, some 
 
 from iclm.generate.decoding import Decoding, Spoken
 from iclm.generate.decoding import make as make_decoding
-from iclm.generate.prompts import bucket, limit
+from iclm.generate.prompts import batches, bucket, limit
 from iclm.generate.sampling import GREEDY, Sampling
 from iclm.generate.speech import Speech
 from iclm.generate.text import Answer, Generator, Options, Piece, check, rows_of
@@ -21,6 +21,7 @@ __all__ = [
   "Sampling",
   "Speech",
   "Spoken",
+  "batches",
   "bucket",
   "check",
   "limit",

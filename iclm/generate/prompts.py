@@ -5,8 +5,8 @@ A prompt's bucket depends on its own length alone: company does not change its s
 
 import collections
 import zlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Sequence, Sized
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from iclm.data import rows
 from iclm.data.pipeline import Batch
 from iclm.data.tokenizer import Tokenizer
 
+Row = TypeVar("Row", bound=Sized)
 SHORTEST = 16  # Tokens of the smallest bucket.
 
 
@@ -46,18 +47,27 @@ def bucket(n: int, most: int) -> int:
   return min(max(SHORTEST, 1 << (n - 1).bit_length()), most)
 
 
-def encode(texts: Sequence[str], tokenizer: Tokenizer, config: Config) -> list[Prompt]:
+def encode(
+  texts: Sequence[str], tokenizer: Tokenizer, config: Config, max_tokens: int = 1
+) -> list[Prompt]:
   """Tokenises prompts as training does.
 
+  Where `config.data.too_long` says so, a prompt loses its first tokens, until its answer has room
+  for `max_tokens`, or for half of the context where that is less.
+
   Raises:
-    InputError: one is empty, or longer than the context.
+    InputError: one is empty, or longer than the context and not to be cut.
   """
   found, seen, most = [], collections.Counter(), limit(config)
   for i, text in enumerate(texts):
     name = f"number {i + 1}"
     if not text:
       raise InputError(f"prompt {name} is empty; a model needs one token to answer to.")
-    context, [question], whole = rows.encode_prompts([text], tokenizer, config.data.question, name)
+    prompt = rows.encode_prompts([text], tokenizer, config.data.question, name)
+    if config.data.too_long == "truncate_left":
+      room = max(1, min(max_tokens, most // 2))
+      prompt, _ = rows.shorten(prompt, most + 1 - room, tokenizer)
+    context, [question], whole = prompt
     n = len(context) + len(question)
     if n > most:
       raise InputError(
@@ -70,8 +80,8 @@ def encode(texts: Sequence[str], tokenizer: Tokenizer, config: Config) -> list[P
   return found
 
 
-def batches(prompts: Sequence[Prompt], size: int, most: int) -> list[list[Prompt]]:
-  """At most `size` prompts of one bucket each, in order within a bucket."""
+def batches(prompts: Sequence[Row], size: int, most: int) -> list[list[Row]]:
+  """At most `size` prompts, or longer rows, of one bucket each, in order within a bucket."""
   by_bucket = collections.defaultdict(list)
   for prompt in prompts:
     by_bucket[bucket(len(prompt), most)].append(prompt)

@@ -155,7 +155,7 @@ class Generator:
       InputError: see `check` and `prompts.encode`; before anything is yielded.
     """
     check(options, self._config)
-    asked = prompts.encode(texts, self._tokenizer, self._config)
+    asked = prompts.encode(texts, self._tokenizer, self._config, options.max_tokens)
     for batch in prompts.batches(asked, self._size, prompts.limit(self._config)):
       yield from self._stream_batch(texts, batch, options, stride)
 

@@ -32,9 +32,14 @@ def eval_step(
   *,
   config: Config,
   model: compose.Model,
+  alone: bool = True,
 ) -> Scores:
-  """Scores the targets of a batch; deterministic where `key` is None."""
-  output = model.apply(params, batch, key, do, alone=True)
+  """Scores the targets of a batch; deterministic where `key` is None.
+
+  Args:
+    alone: what each stream says alone is scored too, at the cost of one more head for each.
+  """
+  output = model.apply(params, batch, key, do, alone=alone)
   logp_BT, hit_BT = _score(output.logits_BTV, batch.targets_BT)
   n = (0, *batch.tokens_BT.shape)
   alone_logp, alone_hit = jnp.zeros(n), jnp.zeros(n, bool)
