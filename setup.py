@@ -12,6 +12,8 @@ setuptools.setup(
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["iclm", "iclm.*", "experiments", "configs"]),
   package_data={"iclm.audit": ["*.j2"]},
+  # Releases of lm_eval after 0.4.13 look for outside models here.
+  entry_points={"lm_eval.models": ["iclm = experiments.harness:Harness"]},
   install_requires=[
     "absl-py>=2.1",
     "array_record>=0.8",
@@ -47,6 +49,8 @@ setuptools.setup(
     ],
     "gpu": ["jax[cuda13]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
+    # Before 0.4.10 the harness asks for torch.
+    "eval": ["lm_eval>=0.4.10"],
     "parity": ["torch==2.13.0", "transformers>=5.0", "peft>=0.17"],
   },
 )

@@ -23,24 +23,29 @@ PIPED_WIDTH = 200  # Columns of a table that goes to a file or another program.
 
 def run(main: Callable[[Any], int | None]) -> None:
   """Parses the flags, runs `main(flags.FLAGS)`, and turns bad input into exit code 2."""
-  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    jax.config.update("jax_compilation_cache_dir", str(CACHE))
 
   def guarded(argv: list[str]) -> int:
     if len(argv) > 1:
       return _say(f"{argv[1]!r} is not a flag; flags start with --")
-    try:
-      return main(flags.FLAGS) or 0
-    except config.InputError as error:
-      return _say(str(error))
-    except train.Interrupted as error:
-      print(error)
-      return INTERRUPTED
-    except train.RunStopped as error:
-      print(f"stopped: {error}", file=sys.stderr)
-      return 3
+    return told(lambda: main(flags.FLAGS))
 
   app.run(guarded, flags_parser=_parse)
+
+
+def told(main: Callable[[], int | None]) -> int:
+  """Runs `main()`, and returns the exit code that its end deserves."""
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    jax.config.update("jax_compilation_cache_dir", str(CACHE))
+  try:
+    return main() or 0
+  except config.InputError as error:
+    return _say(str(error))
+  except train.Interrupted as error:
+    print(error)
+    return INTERRUPTED
+  except train.RunStopped as error:
+    print(f"stopped: {error}", file=sys.stderr)
+    return 3
 
 
 def console() -> rich.console.Console:

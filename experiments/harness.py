@@ -1,0 +1,171 @@
+"""A trained run as a model of EleutherAI's lm-evaluation-harness (extra `eval`).
+
+`python -m experiments.lm_eval` registers it there; releases after 0.4.13 find it by the entry point
+in setup.py.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lm_eval.api.model import LM
+from tqdm import tqdm
+
+from iclm import generate, workdir
+from iclm.config import InputError, nearest
+from iclm.evals import likelihood
+from iclm.evals.subject import Subject
+
+NAME = "iclm"
+MAX_TOKENS = 256  # Of an answer, where a task does not say; as other models of the harness have it.
+STRIDE = 16  # Tokens between two looks at the answers.
+# What a task may say about generation, under each of its names; all else is an error.
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+GENERATION = ("until", "do_sample", "temperature", "top_k", "top_p", "seed", *LENGTHS)
+
+
+class Harness(LM):
+  """Answers the requests of the harness with one run; the route goes by the context alone."""
+
+  def __init__(
+    self,
+    workdir: str,
+    end: bool = False,
+    batch_size: int | str = "auto",
+    max_batch_size: int | None = None,
+    device: str | None = None,
+  ):
+    """Loads the newest good checkpoint of a run.
+
+    Args:
+      workdir: its folder.
+      end: the end token behind a continuation counts too, as in `experiments.evaluate`; for tasks
+        whose continuations are whole answers. Other models of the harness do not count it.
+      batch_size: rows at once, rounded up to what the devices share evenly; "auto" takes that of
+        the run's evaluation.
+      max_batch_size: bounds nothing, since no batch grows.
+      device: must be None; JAX takes the devices that it has.
+
+    Raises:
+      InputError: see `workdir.load_run`, or an argument is bad.
+    """
+    super().__init__()
+    if device is not None:
+      raise InputError(f"device = {device!r}: JAX takes what it has; JAX_PLATFORMS chooses")
+    if not isinstance(end, bool):
+      raise InputError(f"end = {end!r} must be True or False")
+    run = _load(workdir)
+    size = generate.rows_of(run.mesh, _rows(batch_size, run.config.evaluation.batch_size))
+    c = run.config
+    if c.experts.kind != "none" and c.router.kind == "oracle":
+      raise InputError("config.router.kind = 'oracle' routes by domains, and a task names none")
+    evaluation = dataclasses.replace(c.evaluation, batch_size=size)
+    data = dataclasses.replace(c.data, too_long="truncate_left")
+    self._config = dataclasses.replace(c, evaluation=evaluation, data=data)
+    self._end, self._tokenizer = end, run.tokenizer
+    args = self._config, run.model, run.params, run.tokenizer, run.mesh
+    self._subject, self._generator = Subject(*args), generate.Generator(*args, size)
+
+  def loglikelihood(
+    self, requests: Sequence[Any], disable_tqdm: bool = False
+  ) -> list[tuple[float, bool]]:
+    """(nats, whether greedy decoding says it) of each (context, continuation)."""
+    pieces = [
+      likelihood.encode(context, continuation, self._tokenizer, self._config, end=self._end)
+      for context, continuation in (request.args for request in requests)
+    ]
+    found: list[Any] = [None] * len(pieces)
+    for i, one in _watch(self._subject.likelihoods(pieces), len(pieces), disable_tqdm):
+      found[i] = (one.nats, one.greedy)
+      self.cache_hook.add_partial("loglikelihood", requests[i].args, found[i])
+    _tell_cut(sum(piece.n_cut > 0 for piece in pieces), len(pieces))
+    return found
+
+  def loglikelihood_rolling(
+    self, requests: Sequence[Any], disable_tqdm: bool = False
+  ) -> list[float]:
+    """Nats of each text, in windows where it is longer than the context."""
+    texts = [request.args[0] for request in requests]
+    windows = [likelihood.windows(text, self._tokenizer, self._config) for text in texts]
+    pieces = [piece for own in windows for piece in own]
+    owners = [i for i, own in enumerate(windows) for _ in own]
+    nats = [0.0] * len(texts)
+    for p, one in _watch(self._subject.likelihoods(pieces), len(pieces), disable_tqdm):
+      nats[owners[p]] += one.nats
+    for request, found in zip(requests, nats, strict=True):
+      self.cache_hook.add_partial("loglikelihood_rolling", request.args, found)
+    return nats
+
+  def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+    """The answer to each context, up to the first of its stop strings."""
+    alike, found = defaultdict(list), [""] * len(requests)
+    for i, request in enumerate(requests):
+      alike[json.dumps(request.args[1], sort_keys=True)].append(i)
+    bar = tqdm(total=len(requests), desc="answers", disable=disable_tqdm)
+    for asked, indices in alike.items():
+      options = options_of(json.loads(asked))
+      texts = [requests[i].args[0] for i in indices]
+      for piece in self._generator.stream(texts, options, STRIDE):
+        if piece.answer is not None:
+          i = indices[piece.index]
+          found[i] = piece.answer.text
+          self.cache_hook.add_partial("generate_until", requests[i].args, found[i])
+          bar.update()
+    bar.close()
+    return found
+
+
+def options_of(asked: dict[str, Any]) -> generate.Options:
+  """A task's generation arguments as ours.
+
+  Raises:
+    InputError: there is one that nothing here would follow.
+  """
+  for key in asked:
+    if key not in GENERATION:
+      raise InputError(f"the task's generation argument {key!r} is not known: "
+                       + nearest(key, GENERATION))  # fmt: skip
+  until = asked.get("until") or []
+  # As the harness has it: a temperature alone means to sample, and do_sample = false not to.
+  temperature = float(asked.get("temperature") or 0.0)
+  sample = asked.get("do_sample", temperature > 0)
+  if not sample:
+    temperature = 0.0
+  elif temperature == 0:
+    temperature = 1.0
+  return generate.Options(
+    max_tokens=next((int(asked[key]) for key in LENGTHS if asked.get(key)), MAX_TOKENS),
+    temperature=temperature,
+    top_k=int(asked.get("top_k") or 0) if sample else 0,
+    top_p=float(asked.get("top_p") or 1.0) if sample else 1.0,
+    seed=int(asked.get("seed") or 0),
+    stop=tuple(s for s in ([until] if isinstance(until, str) else until) if s),
+    route=None,
+    disabled=(),
+  )
+
+
+def _load(folder: str) -> workdir.Run:
+  return workdir.load_run(pathlib.Path(str(folder)))
+
+
+def _rows(batch_size: int | str, automatic: int) -> int:
+  """The harness passes a number on as a string, and `auto:N` for one that it would search for."""
+  text = str(batch_size)
+  if text.startswith("auto"):
+    return automatic
+  if not text.isdecimal() or int(text) < 1:
+    raise InputError(f"batch_size = {batch_size!r} must be a whole number, at least 1, or 'auto'")
+  return int(text)
+
+
+def _watch(found: Iterator[Any], n: int, disable: bool) -> Iterator[Any]:
+  return iter(tqdm(found, total=n, desc="likelihoods", disable=disable))
+
+
+def _tell_cut(n_cut: int, n: int) -> None:
+  if n_cut:
+    print(f"{n_cut} of {n} contexts were too long and lost tokens from their left")
