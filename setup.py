@@ -21,7 +21,7 @@ setuptools.setup(
     "grain>=0.2.18",
     "jax>=0.10.2",
     "jaxtyping>=0.3.11",
-    "jinja2>=3.1",
+    "jinja2>=3.1.6",
     "ml-collections>=1.1",
     "numpy>=2.0",
     "optax>=0.2.8",

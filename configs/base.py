@@ -106,6 +106,8 @@ def get_config() -> config_dict.ConfigDict:
       "loss": "answer",
       "counted": 0,
       "too_long": "error",
+      "chat_template": "",
+      "chat_date": "2026-01-01",
       "tokenizer": {"path": "", "vocab_size": 1024, "split": "numbers", "texts": 2_000},
     },
     evaluation={

@@ -26,7 +26,8 @@ N_REFERENCE = 512  # Training examples whose messages stand in for those knocked
 def main(flag: flags.FlagValues) -> int:
   out = pathlib.Path(flag.out)
   workdir.check_can_be_written(out)
-  examples = {path: assemble.read(path) for path in flag.data}
+  template = workdir.template_of(pathlib.Path(flag.workdir))
+  examples = {path: assemble.read(path, template) for path in flag.data}
   run = workdir.load_run(pathlib.Path(flag.workdir))
   if (flag.interventions or flag.independence) and not compose.streams(run.config):
     raise InputError(f"{flag.workdir} is a plain base: it has no experts to examine")

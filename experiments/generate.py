@@ -3,23 +3,25 @@
 python -m experiments.generate --workdir=runs/quickstart --prompt=TEXT [--prompt=...]
   [--prompts=FILE] [--out=OUT.jsonl] [--max_tokens=64] [--stop=STRING ...]
   [--temperature=0.8 --top_k=40 --top_p=0.95 --seed=1] [--do_route=2] [--disable_expert=0 ...]
+  [--chat [--system=TEXT]]
 
 Without any prompt it reads one per line from the terminal, and answers as it speaks. A file holds a
 prompt per line, or is a jsonl of records, whose prompts may have several lines. The answer to a
-prompt stands directly behind it, as in training.
+prompt stands directly behind it, as in training. Under --chat a prompt is what a user says, and the
+run's chat template makes the rest of it; messages of records are written by it always.
 """
 
 import json
 import pathlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from absl import flags
 
 from experiments import cli
 from iclm import generate, workdir
 from iclm.config import InputError
-from iclm.data import assemble, records
+from iclm.data import assemble, chat, records
 
 WATCHED = 1  # Tokens between two looks of somebody who waits for them.
 
@@ -28,7 +30,9 @@ def main(flag: flags.FlagValues) -> int:
   out = None if flag.out is None else pathlib.Path(flag.out)
   if out is not None:
     workdir.check_can_be_written(out)
-  asked, options = _asked(flag), _options(flag)
+  template = workdir.template_of(pathlib.Path(flag.workdir))
+  ask = _asker(flag, template)
+  asked, options = _asked(flag, template, ask), _options(flag)
   if not asked and out is not None:
     raise InputError("--out takes the answers to --prompt or --prompts, and there is none")
   run = workdir.load_run(pathlib.Path(flag.workdir))
@@ -36,7 +40,7 @@ def main(flag: flags.FlagValues) -> int:
   size = generate.rows_of(run.mesh, min(len(asked) or 1, flag.batch_size))
   generator = generate.Generator(*run[:-1], size)
   if not asked:
-    return _talk(generator, options)
+    return _talk(generator, ask, options)
   if len(asked) == 1:
     answers = [_show(generator, asked[0], options)]
   else:
@@ -48,14 +52,39 @@ def main(flag: flags.FlagValues) -> int:
   return 0
 
 
-def _asked(flag: flags.FlagValues) -> list[str]:
+def _asked(
+  flag: flags.FlagValues, template: chat.Template | None, ask: Callable[[str], str]
+) -> list[str]:
   """The prompts of the flags, then those of the file."""
+  told = [ask(text) for text in flag.prompt]
   if flag.prompts is None:
-    return list(flag.prompt)
+    return told
   path = pathlib.Path(flag.prompts)
   if path.name.endswith((".jsonl", ".jsonl.gz")):
-    return [*flag.prompt, *(example.prompt for example in assemble.read(str(path)))]
-  return [*flag.prompt, *_lines(path)]
+    return [*told, *(example.prompt for example in assemble.read(str(path), template))]
+  return [*told, *(ask(text) for text in _lines(path))]
+
+
+def _asker(flag: flags.FlagValues, template: chat.Template | None) -> Callable[[str], str]:
+  """From what somebody says to a prompt: the same, or under --chat the template's."""
+  if not flag.chat:
+    if flag.system:
+      raise InputError("--system is what a chat begins with; give --chat too")
+    return lambda text: text
+  if template is None:
+    workdir.config_of(pathlib.Path(flag.workdir))  # Where there is no run, that is told instead.
+    raise InputError(
+      f"{flag.workdir} has no chat template: train it with config.data.chat_template, or leave out "
+      "--chat"
+    )
+  before = [{"role": "system", "content": flag.system}] if flag.system else []
+
+  def ask(text: str) -> str:
+    if not text:
+      raise InputError("what a user says is empty; a model needs something to answer to")
+    return template.render([*before, {"role": "user", "content": text}])
+
+  return ask
 
 
 def _lines(path: pathlib.Path) -> list[str]:
@@ -88,7 +117,9 @@ def _options(flag: flags.FlagValues) -> generate.Options:
   )
 
 
-def _talk(generator: generate.Generator, options: generate.Options) -> int:
+def _talk(
+  generator: generate.Generator, ask: Callable[[str], str], options: generate.Options
+) -> int:
   """A prompt a line until the input ends; on a terminal a bad one is told and asked anew."""
   terminal = sys.stdin.isatty()
   while True:
@@ -98,7 +129,7 @@ def _talk(generator: generate.Generator, options: generate.Options) -> int:
     if not line:
       return 0
     try:
-      _show(generator, line.removesuffix("\n"), options)
+      _show(generator, ask(line.removesuffix("\n")), options)
     except InputError as error:
       if not terminal:
         raise
@@ -163,6 +194,8 @@ if __name__ == "__main__":
   flags.DEFINE_multi_string("stop", [], "A string that ends an answer; several times.")
   flags.DEFINE_integer("do_route", None, "The expert to run, whatever the router says.")
   flags.DEFINE_multi_integer("disable_expert", [], "One whose inputs re-route; several times.")
+  flags.DEFINE_bool("chat", False, "Each prompt is what a user says to the run's chat template.")
+  flags.DEFINE_string("system", "", "What the system says before, under --chat.")
   flags.DEFINE_integer("batch_size", 16, "The most prompts answered at once.", lower_bound=1)
   flags.mark_flags_as_required(["workdir"])
   cli.run(main)

@@ -5,6 +5,7 @@ in setup.py.
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections import defaultdict
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from iclm import generate, workdir
 from iclm.config import InputError, nearest
+from iclm.data import chat
 from iclm.evals import likelihood
 from iclm.evals.subject import Subject
 
@@ -68,6 +70,29 @@ class Harness(LM):
     self._end, self._tokenizer = end, run.tokenizer
     args = self._config, run.model, run.params, run.tokenizer, run.mesh
     self._subject, self._generator = Subject(*args), generate.Generator(*args, size)
+
+  @property
+  def tokenizer_name(self) -> str:
+    """Tells the request caches of two runs apart: they hold prompts as the template writes them."""
+    return hashlib.sha256(self._template().to_json().encode()).hexdigest()
+
+  def chat_template(self, chat_template: bool | str = False) -> str | None:
+    """The source of the run's template, which the harness records."""
+    return self._template().source if chat_template else None
+
+  def apply_chat_template(
+    self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+  ) -> str:
+    """The prompt that the run's template makes of messages."""
+    return self._template().render(chat_history, answer=add_generation_prompt)
+
+  def _template(self) -> chat.Template:
+    if self._tokenizer.chat is None:
+      raise InputError(
+        "this run has no chat template: train it with config.data.chat_template, or leave out "
+        "--apply_chat_template"
+      )
+    return self._tokenizer.chat
 
   def loglikelihood(
     self, requests: Sequence[Any], disable_tqdm: bool = False

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iclm import compose, hf, optim, routing, sharding, step, workdir
-from iclm.config import Config, InputError, to_dict
+from iclm.config import Config, InputError
 from iclm.data import assemble, pipeline
 from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
@@ -78,7 +78,7 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, training, sets) -> R
   evaluate = _Evaluator(c, model, tokenizer, mesh, sets)
   k_init, k_run = jax.random.split(jax.random.key(c.seed))
   advance = step.make_train_step(c, model, tx, mesh)
-  meta = {"config": to_dict(c), "tokenizer": tokenizer.to_json()}
+  meta = workdir.meta(c, tokenizer)
   due = lambda n, every: n == c.steps or (every > 0 and n % every == 0)
 
   with workdir.checkpoints(folder, c) as saves:
@@ -119,9 +119,9 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, training, sets) -> R
 
 def _tokenizer(c: Config, folder: pathlib.Path, training) -> Tokenizer:
   """The run's own tokenizer: that of what it starts from, or one made now and kept."""
-  path = folder / "tokenizer.json"
-  if path.exists():
-    return Tokenizer.from_json(path.read_text())
+  template = assemble.template(c.data)
+  if (kept := workdir.kept_tokenizer(folder, template)) is not None:
+    return kept
   source = pathlib.Path(c.checkpoint.init_from).expanduser()
   if not c.checkpoint.init_from or (hf.is_folder(source) and c.data.tokenizer.path):
     made = assemble.make_tokenizer(c, training)
@@ -129,7 +129,8 @@ def _tokenizer(c: Config, folder: pathlib.Path, training) -> Tokenizer:
     made = hf.load_tokenizer(source)
   else:
     made = workdir.load_run(source).tokenizer
-  workdir.write_text(path, made.to_json())
+  made = made.under(template)
+  workdir.keep_tokenizer(folder, made)
   return made
 
 

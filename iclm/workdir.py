@@ -2,6 +2,7 @@
 
 config.json     the run's config; another config may not run here
 tokenizer.json  the tokenizer
+chat.json       the chat template, where the config names one
 metrics.jsonl   one line per logged step
 results.json    the final evaluation, with its provenance
 checkpoints/    see `iclm.checkpoints`
@@ -25,10 +26,12 @@ from jax.sharding import Mesh
 from iclm import compose, config, optim, sharding, step
 from iclm.checkpoints import Checkpoints
 from iclm.config import Config, InputError
+from iclm.data.chat import Template
 from iclm.data.tokenizer import Tokenizer
 
 # Where a run may go on with other values: they change how it runs, not what comes out.
 FREE = (("mesh",), ("fsdp",), ("data", "dir"))
+TOKENIZER, CHAT = "tokenizer.json", "chat.json"
 LOCK = ".lock"  # Held by whoever trains here.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 
@@ -53,7 +56,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
   """Writes beside the file and renames: a reader sees the old content or the new, never half."""
   beside = path.parent / f".{path.name}.{os.getpid()}"
   try:
-    beside.write_text(text)
+    beside.write_text(text, "utf-8")
     os.replace(beside, path)
   except OSError as error:
     with contextlib.suppress(OSError):
@@ -184,13 +187,57 @@ def load_state(
     newest = saves.newest()
     if newest is None:
       raise InputError(f"{workdir} holds no complete checkpoint yet; train it first")
-    tokenizer = Tokenizer.from_json(saves.read_meta(newest)["tokenizer"])
+    tokenizer = tokenizer_of(saves.read_meta(newest))
     model = compose.build(c, tokenizer.vocab_size, mesh)
     restored = saves.restore(step.abstract_state(c, model, optim.from_config(c), mesh), newest)
   assert restored is not None
   compose.check_finite(c, restored.state.params)
   run = Run(c, model, restored.state.params, tokenizer, mesh, restored.step)
   return run, restored.state
+
+
+def meta(c: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+  """What a checkpoint holds beside its state: whatever else shapes an output."""
+  told = None if tokenizer.chat is None else tokenizer.chat.to_json()
+  return {"config": config.to_dict(c), "tokenizer": tokenizer.to_json(), "chat": told}
+
+
+def tokenizer_of(meta: dict[str, Any]) -> Tokenizer:
+  """The tokenizer of a checkpoint's meta, under its chat template."""
+  template = None if meta["chat"] is None else Template.from_json(meta["chat"])
+  return Tokenizer.from_json(meta["tokenizer"]).under(template)
+
+
+def keep_tokenizer(workdir: pathlib.Path, tokenizer: Tokenizer) -> None:
+  """Writes what `kept_tokenizer` reads; the tokenizer last, since it makes the two whole."""
+  if tokenizer.chat is not None:
+    write_text(workdir / CHAT, tokenizer.chat.to_json())
+  write_text(workdir / TOKENIZER, tokenizer.to_json())
+
+
+def kept_tokenizer(workdir: pathlib.Path, template: Template | None) -> Tokenizer | None:
+  """The tokenizer that a run's folder holds; None before there is one.
+
+  Args:
+    template: of the run's config.
+
+  Raises:
+    InputError: the run began with another template.
+  """
+  if not (workdir / TOKENIZER).exists():
+    return None
+  if template != template_of(workdir):
+    raise InputError(
+      "config.data.chat_template holds another template than it did when the run in "
+      f"{workdir} began; choose another --workdir"
+    )
+  return Tokenizer.from_json((workdir / TOKENIZER).read_text("utf-8")).under(template)
+
+
+def template_of(workdir: pathlib.Path) -> Template | None:
+  """The chat template that a run's folder holds, where the run has one."""
+  path = workdir / CHAT
+  return Template.from_json(path.read_text("utf-8")) if path.exists() else None
 
 
 def checkpoints(workdir: pathlib.Path, c: Config) -> Checkpoints:

@@ -31,5 +31,5 @@ def test_records_without_a_group_are_labelled_by_the_solvers(tmp_path):
   path.write_text(
     "".join(json.dumps({"prompt": e.prompt, "answer": e.answer}) + "\n" for e in known)
   )
-  found = assemble.read(str(path))
+  found = assemble.read(str(path), None)
   assert [(e.domain, e.group) for e in found] == [(e.domain, e.group) for e in known]

@@ -1,5 +1,7 @@
 """Values that contradict each other; each check is one sentence."""
 
+import datetime
+
 from iclm.config.errors import InputError, nearest
 from iclm.config.schema import Config
 
@@ -223,6 +225,10 @@ def _check_data(c: Config) -> None:
     "config.data.question = 'last_line'",
   )
   _require(
+    _is_date(c.data.chat_date),
+    f"config.data.chat_date = {c.data.chat_date!r} is no day; write it as 2026-01-31",
+  )
+  _require(
     c.evaluation.seq_len >= 0,
     f"config.evaluation.seq_len = {c.evaluation.seq_len} is no length; 0 takes config.data.seq_len",
   )
@@ -236,6 +242,13 @@ def _check_data(c: Config) -> None:
 def _multiple(n: int, of: int) -> int:
   """The multiple that lies nearest, and is not 0."""
   return max(round(n / of), 1) * of
+
+
+def _is_date(text: str) -> bool:
+  try:
+    return datetime.date.fromisoformat(text).isoformat() == text
+  except ValueError:
+    return False
 
 
 def _require(holds: bool, sentence: str) -> None:

@@ -203,6 +203,10 @@ class Data:
   loss: Literal["answer", "all"]
   counted: int  # Most targets of a row that count: a step has heads for so many; 0: for all T.
   too_long: Literal["error", "truncate_left"]
+  # A folder of transformers whose template writes the messages of records; empty: their contents,
+  # joined by one newline.
+  chat_template: str
+  chat_date: str  # YYYY-MM-DD, the day that a template is told which asks for it.
   tokenizer: Tokenizer
 
 

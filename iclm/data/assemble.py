@@ -12,7 +12,7 @@ import grain
 
 from iclm import config
 from iclm.config import InputError
-from iclm.data import acre, builders, overlap, pipeline, raven, records, rows, tokenizer
+from iclm.data import acre, builders, chat, overlap, pipeline, raven, records, rows, tokenizer
 from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
 
@@ -35,16 +35,30 @@ def examples(source: config.Source, data: config.Data) -> Sequence[Example]:
   if source.acre:
     raise InputError("the endless generator has no end to evaluate on; name a tfds split or jsonl")
   if source.jsonl:
-    found = read(source.jsonl)
+    found = read(source.jsonl, template(data))
   else:
     found = builders.load(source.tfds, source.split, str(pathlib.Path(data.dir).expanduser()))
   n = min(source.limit or len(found), len(found))
   return [found[i] for i in range(n)]
 
 
-def read(path: str) -> list[Example]:
-  """The records of a jsonl file; those of ACRE and RAVEN get domain and group from the solvers."""
-  return [_labelled(example) for example in records.load(pathlib.Path(path).expanduser())]
+def template(data: config.Data) -> chat.Template | None:
+  """The chat template that a config names, if any; of a run, the one that it keeps is its own.
+
+  Raises:
+    InputError: see `chat.load`.
+  """
+  return chat.load(data.chat_template, data.chat_date) if data.chat_template else None
+
+
+def read(path: str, template: chat.Template | None) -> list[Example]:
+  """The records of a jsonl file; those of ACRE and RAVEN get domain and group from the solvers.
+
+  Args:
+    template: see `records.load`.
+  """
+  found = records.load(pathlib.Path(path).expanduser(), template=template)
+  return [_labelled(example) for example in found]
 
 
 def _labelled(example: Example) -> Example:

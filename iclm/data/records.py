@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from iclm.config import InputError
+from iclm.data import chat
 
 _EXCERPT = 60  # Characters of a bad line that an error shows.
 _REQUIRED = ("prompt", "answer", "input", "ideal")
@@ -37,7 +38,9 @@ class Example:
   id: str
 
 
-def load(path: str | pathlib.Path, domain: str | None = None) -> list[Example]:
+def load(
+  path: str | pathlib.Path, domain: str | None = None, template: chat.Template | None = None
+) -> list[Example]:
   """Reads every record of a jsonl or jsonl.gz file, in order, or raises at the first bad line.
 
   Two forms may be mixed: `{"prompt", "answer"}` and the "evals" form `{"input": [{"role",
@@ -47,6 +50,8 @@ def load(path: str | pathlib.Path, domain: str | None = None) -> list[Example]:
   Args:
     path: the file; a name that ends in .gz is gunzipped.
     domain: for records that name none; None is the file's name without its endings.
+    template: writes the messages of the "evals" form instead; prompts of the other form stand as
+      they are.
 
   Returns:
     The examples, at least one.
@@ -71,7 +76,7 @@ def load(path: str | pathlib.Path, domain: str | None = None) -> list[Example]:
         f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8: {_excerpt(shown)}"
       ) from None
     try:
-      examples.append(_example(text, domain or stem, f"{stem}:{number}"))
+      examples.append(_example(text, domain or stem, f"{stem}:{number}", template))
     except InputError as error:
       raise InputError(f"{path}:{number}: {error}: {_excerpt(text)}") from None
   if not examples:
@@ -108,7 +113,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from None
 
 
-def _example(text: str, domain: str, name: str) -> Example:
+def _example(text: str, domain: str, name: str, template: chat.Template | None) -> Example:
   try:
     record = json.loads(text)
   except (ValueError, RecursionError) as error:
@@ -117,7 +122,7 @@ def _example(text: str, domain: str, name: str) -> Example:
     raise InputError(f"an object was expected, this is a {type(record).__name__}")
   _refuse_misspelt(record)
   if "input" in record or ("ideal" in record and "prompt" not in record):
-    prompt = _joined(_required(record, "input"))
+    prompt = _joined(_required(record, "input"), template)
     key, answer = "ideal", _required(record, "ideal")
     if isinstance(answer, list):
       if len(answer) != 1:
@@ -127,10 +132,14 @@ def _example(text: str, domain: str, name: str) -> Example:
     prompt = _text(_required(record, "prompt"), "prompt", numbers=False)
     key, answer = "answer", _required(record, "answer")
   answer = _text(answer, key, numbers=True)
+  choices = _choices(record.get("choices", record.get("choice_strings", [])), answer)
+  if template is not None:
+    for said in (answer, *choices):
+      template.check(said, f"{key!r} or a choice")
   return Example(
     prompt=prompt,
     answer=answer,
-    choices=_choices(record.get("choices", record.get("choice_strings", [])), answer),
+    choices=choices,
     domain=_text(record.get("domain", domain), "domain", numbers=False),
     group=_text(record.get("group", "all"), "group", numbers=True),
     id=_text(record.get("id", name), "id", numbers=True),
@@ -155,7 +164,7 @@ def _refuse_misspelt(record: dict[str, Any]) -> None:
       raise InputError(f"the key {key!r} is not known; did you mean {near[0]!r}?")
 
 
-def _joined(messages: Any) -> str:
+def _joined(messages: Any, template: chat.Template | None) -> str:
   if not isinstance(messages, list) or not messages:
     raise InputError("'input' must be a list of messages, not empty")
   contents = []
@@ -166,6 +175,10 @@ def _joined(messages: Any) -> str:
     if not isinstance(content, str):
       raise InputError(f"'content' must be a string, it is a {type(content).__name__}")
     contents.append(content)
+    if template and not isinstance(_required(message, "role"), str):
+      raise InputError(f"'role' must be a string, it is a {type(message['role']).__name__}")
+  if template:
+    return _text(template.render(messages), "input", numbers=False)
   return _text("\n".join(contents), "input", numbers=False)
 
 

@@ -12,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from iclm.config import InputError
 from iclm.data import records
+from iclm.data.chat import Template
 
 # Numbers, words with the space before them, white space, and runs of everything else.
 WORDS = r"\p{N}+| ?\p{L}+|\s+|[^\p{L}\p{N}\s]+"
@@ -35,9 +36,10 @@ _EOSES = (
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """A tokenizer that adds nothing by itself; two are equal when their JSON is.
+  """A tokenizer that adds nothing by itself; two are equal when their JSON and template are.
 
-  Text that spells a special token is text: only the packing puts special ids into a row.
+  Text that spells a special token is text: only the packing puts special ids into a row. Under a
+  chat template it is that token, and the packing puts none in front: the template writes them all.
 
   Attributes:
     json: the whole tokenizer, in the format of the `tokenizers` library.
@@ -45,6 +47,7 @@ class Tokenizer:
     pad_id: stands in padding; the id of eos when the file has no padding token.
     bos_id: begins a row; None when the file has none.
     eos_id: ends an answer.
+    chat: how messages become prompts; None joins their contents.
   """
 
   json: str = dataclasses.field(repr=False)
@@ -52,11 +55,12 @@ class Tokenizer:
   pad_id: int
   bos_id: int | None
   eos_id: int
+  chat: Template | None = None
 
   @functools.cached_property
   def _backend(self) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer.from_str(self.json)
-    backend.encode_special_tokens = True  # Not part of the JSON.
+    backend.encode_special_tokens = self.chat is None  # Not part of the JSON.
     backend.no_padding()
     backend.no_truncation()
     return backend
@@ -79,9 +83,29 @@ class Tokenizer:
     """Returns what `from_json` turns back into an equal tokenizer."""
     return self.json
 
+  def under(self, template: Template | None) -> "Tokenizer":
+    """Returns this tokenizer for prompts of a template, whose eos_token ends an answer.
+
+    Raises:
+      InputError: the template names no eos_token, or one that this tokenizer does not have.
+    """
+    plain = Tokenizer.from_json(self.json)
+    if template is None:
+      return plain
+    spelt = dict(template.names).get("eos_token", "")
+    eos_id = self._backend.token_to_id(spelt)
+    if eos_id is None:
+      raise InputError(
+        f"the chat template's eos_token {spelt!r} is no token of the tokenizer; take both from one "
+        "folder"
+      )
+    return dataclasses.replace(plain, bos_id=None, eos_id=eos_id, chat=template)
+
   @classmethod
   def from_json(cls, text: str) -> "Tokenizer":
     """Reads a tokenizer of any make, and finds its special tokens by their usual names.
+
+    Where the file says how to complete a text, bos is what it puts in front, if anything.
 
     Raises:
       InputError: the text is no tokenizer, or has no end-of-sequence token.
@@ -94,12 +118,17 @@ class Tokenizer:
     eos_id = _first(ids, _EOSES)
     if eos_id is None:
       raise InputError(f"the tokenizer has no end-of-sequence token; name one of {list(_EOSES)}.")
-    pad_id = _first(ids, _PADS)
+    pad_id, bos_id = _first(ids, _PADS), _first(ids, _BOSES)
+    if backend.post_processor is not None:
+      backend.no_padding()
+      backend.no_truncation()
+      bare, whole = (backend.encode("a", add_special_tokens=adds).ids for adds in (False, True))
+      bos_id = whole[0] if whole[:1] != bare[:1] else None
     return cls(
       json=text,
       vocab_size=max(ids.values()) + 1,
       pad_id=eos_id if pad_id is None else pad_id,  # Padding is masked, so any id serves.
-      bos_id=_first(ids, _BOSES),
+      bos_id=bos_id,
       eos_id=eos_id,
     )
 

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from iclm import config
 from iclm.config import InputError
+from iclm.data import chat
 from iclm.data.tokenizer import Tokenizer
 from iclm.hf import description, names, whole
 from iclm.hf import tensors as files
@@ -149,6 +150,9 @@ def _write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, in
   ids = {name: getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
   spelt = {added["id"]: added["content"] for added in json.loads(tokenizer.json)["added_tokens"]}
   named = {f"{name}_token": spelt[i] for name, i in ids.items() if i in spelt}
+  if tokenizer.chat is not None:
+    named |= dict(tokenizer.chat.names)
+    (folder / chat.TEMPLATE).write_text(tokenizer.chat.source, "utf-8")
   about = {"tokenizer_class": "PreTrainedTokenizerFast"}
   whole.write_json(folder / "tokenizer_config.json", about | named)
   return {f"{name}_token_id": i for name, i in ids.items()}
