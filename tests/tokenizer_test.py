@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclm.config import InputError
+from iclm.data import records, rows
 from iclm.data import tokenizer as tokenizer_lib
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -108,6 +109,54 @@ def test_a_file_of_another_make(tmp_path):
   assert tokenizer.pad_id == tokenizer.eos_id  # None of its own.
   assert tokenizer.vocab_size == 10  # Ids 5 and 9 and two specials: the largest id counts.
   assert tokenizer.encode("ab") == [5, 9]
+
+
+def leading(first: bool) -> tokenizer_lib.Tokenizer:
+  """As Llama 2 and TinyLlama have it: a text begins with a space, bytes are what is not known."""
+  pieces = ["<s>", "</s>", *[f"<0x{i:02X}>" for i in range(256)], "▁", *"abcx:", "ab", "▁ab"]
+  ids, merges = {piece: i for i, piece in enumerate(pieces)}, [("a", "b"), ("▁", "ab")]
+  made = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges, byte_fallback=True))
+  if first:
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace("▁", "first", split=False)
+  else:
+    replaced = tokenizers.normalizers.Replace(" ", "▁")
+    begun = tokenizers.normalizers.Prepend("▁")
+    made.normalizer = tokenizers.normalizers.Sequence([begun, replaced])
+  d = tokenizers.decoders
+  made.decoder = d.Sequence([d.Replace("▁", " "), d.ByteFallback(), d.Fuse(), d.Strip(" ", 1, 0)])
+  made.add_special_tokens(["<s>", "</s>"])
+  return tokenizer_lib.Tokenizer.from_json(made.to_str())
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("said", ["ab", " ab", "é", "\nab", "b", " "])
+def test_what_goes_on_behind_a_text_gets_no_space_of_its_own(first, said):
+  made, asked = leading(first), "abc:"
+  both = made.encode(asked + said)
+  assert [*made.encode(asked), *made.encode(said, behind=True)] == both
+  assert made.decode(both) == asked + said
+  assert made.decode(made.encode(said, behind=True), behind=True) == said
+  # Alone it begins with a space, and one of its own is lost.
+  assert made.encode("ab") != made.encode("ab", behind=True)
+  assert made.encode("ab") == made.encode(" ab", behind=True)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_elsewhere_a_text_is_the_same_behind_another(text):
+  for tokenizer in (NUMBERS, WORDS):
+    ids = tokenizer.encode(text)
+    assert tokenizer.encode(text, behind=True) == ids
+    assert tokenizer.decode(ids, behind=True) == text
+
+
+def test_a_row_spells_prompt_and_answer_without_a_space_between():
+  made, example = leading(False), records.Example("ab\nx:", "ab", (), "d", "g", "0")
+  given = {"seq_len": 16, "loss": "answer", "too_long": "error"}
+  for question in ("none", "last_line"):
+    row = rows.pack([example], made, question=question, **given)
+    assert made.decode(row.tokens_T[row.segment_T > 0]) == "ab\nx:ab"
+    assert row.targets_T[row.loss_mask_T > 0].tolist() == [made.encode("cab")[-1], made.eos_id]
 
 
 def test_files_that_are_no_tokenizer(tmp_path):

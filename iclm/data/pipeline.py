@@ -261,7 +261,7 @@ def _eval_rows(
     name = ", ".join(example.id for example in group)
     prompts = rows_lib.encode_prompts([e.prompt for e in group], tokenizer, question, name)
     candidates = eval_items(group)
-    known = tokenizer.encode_many(text for _, text in candidates)
+    known = tokenizer.encode_many((text for _, text in candidates), behind=True)
     items = [(group[i], prompts.questions[i], known[text]) for i, text in candidates]
     room = seq_len - len(prompts.context)
     while items:

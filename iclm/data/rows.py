@@ -116,8 +116,9 @@ def encode_prompts(
     ValueError: the contexts differ.
   """
   splits = [split_prompt(prompt, question) for prompt in prompts]
-  known = tokenizer.encode_many(text for split in splits for text in split)
-  return _join(splits, known, tokenizer, name)
+  known = tokenizer.encode_many(context for context, _ in splits)
+  asked = tokenizer.encode_many((question for _, question in splits), behind=True)
+  return _join(splits, known, asked, tokenizer, name)
 
 
 def shorten(prompt: Prompts, n_tokens: int, tokenizer: Tokenizer) -> tuple[Prompts, int]:
@@ -185,21 +186,26 @@ def pack_all(
   """Returns `pack` of every group, tokenised together, which several cores do at once."""
   splits = [[split_prompt(e.prompt, question) for e in group] for group in groups]
   answers = [[e.answer for e in group] for group in groups]
-  texts = (text for group in splits for split in group for text in split)
-  known = tokenizer.encode_many(itertools.chain(texts, *answers))
+  flat = [split for group in splits for split in group]
+  known = tokenizer.encode_many(context for context, _ in flat)
+  behind = tokenizer.encode_many(itertools.chain((asked for _, asked in flat), *answers), True)
   rows = []
   for group, split, said in zip(groups, splits, answers, strict=True):
     name = ", ".join(e.id for e in group)
-    prompts = _join(split, known, tokenizer, name)
-    row = lay_out(prompts, [known[a] for a in said], tokenizer, seq_len, loss, too_long, name)
+    prompts = _join(split, known, behind, tokenizer, name)
+    row = lay_out(prompts, [behind[a] for a in said], tokenizer, seq_len, loss, too_long, name)
     rows.append(row)
   return rows
 
 
 def _join(
-  splits: Sequence[tuple[str, str]], known: Mapping[str, list[int]], tokenizer: Tokenizer, name: str
+  splits: Sequence[tuple[str, str]],
+  known: Mapping[str, list[int]],
+  behind: Mapping[str, list[int]],
+  tokenizer: Tokenizer,
+  name: str,
 ) -> Prompts:
-  """Joins the known tokens of contexts and questions to prompts, see `encode_prompts`."""
+  """Joins the known tokens of contexts, and of questions, to prompts; see `encode_prompts`."""
   if len({(context, not asked) for context, asked in splits}) != 1:
     raise ValueError(f"the prompts of {name} do not share one context")
   context = known[splits[0][0]]
@@ -207,7 +213,7 @@ def _join(
   if whole:  # The last token moves over: it predicts the first token of the answer.
     context, questions = context[:-1], [context[-1:] for _ in splits]
   else:
-    questions = [known[asked] for _, asked in splits]
+    questions = [behind[asked] for _, asked in splits]
   if not all(questions):
     raise InputError(f"the prompt of {name} is empty; a model needs one token to answer to.")
   bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]

@@ -23,6 +23,7 @@ SENTENCES = r"\p{N}+|\p{L}[^.\p{N}]*\.\s?"
 # Numbers and single capitals, each with the marks behind it: what a symbolic form is made of.
 SYMBOLS = r"(?:\p{N}+|\b\p{Lu})[^\p{L}\p{N}]+"
 
+_ANCHOR = "\n"  # What a text is laid behind to see how it goes on.
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 # Their usual spellings in files of other makers, the likeliest first.
@@ -65,18 +66,48 @@ class Tokenizer:
     backend.no_truncation()
     return backend
 
-  def encode(self, text: str) -> list[int]:
-    """Returns the ids of the text alone, without special ones."""
+  @functools.cached_property
+  def _leads(self) -> bool:
+    """A text that begins is given a space (Llama 2), which one that goes on must not get."""
+    anchor, a = self._ids(_ANCHOR), self._ids("a")
+    return self._text([*anchor, *a]) != self._text(anchor) + self._text(a)
+
+  def encode(self, text: str, behind: bool = False) -> list[int]:
+    """Returns the ids of the text, without special ones; see `encode_many`."""
+    return self.encode_many([text], behind)[text]
+
+  def encode_many(self, texts: Iterable[str], behind: bool = False) -> dict[str, list[int]]:
+    """Returns the ids of each distinct text; several cores work on it, outside of Python's lock.
+
+    Args:
+      behind: each goes on behind another text, as an answer does: the two together spell what
+        they spell apart, and no space comes between them. What is the text's own is told by the
+        offsets of its tokens behind a mark.
+    """
+    unique = list(dict.fromkeys(texts))
+    mark = _ANCHOR if behind and self._leads else ""
+    encodings = self._backend.encode_batch([mark + x for x in unique], add_special_tokens=False)
+    found = {}
+    for text, encoding in zip(unique, encodings, strict=True):
+      own = _own(encoding, len(mark))
+      found[text] = self._ids(text) if own is None else own
+    return found
+
+  def decode(self, ids: Iterable[SupportsInt], behind: bool = False) -> str:
+    """Returns the text of the ids; special ones spell nothing.
+
+    Args:
+      behind: they go on behind other text; see `encode_many`.
+    """
+    if not (behind and self._leads):
+      return self._text(ids)
+    anchor = self._ids(_ANCHOR)
+    return self._text([*anchor, *ids])[len(self._text(anchor)) :]
+
+  def _ids(self, text: str) -> list[int]:
     return self._backend.encode(text, add_special_tokens=False).ids
 
-  def encode_many(self, texts: Iterable[str]) -> dict[str, list[int]]:
-    """Returns the ids of each distinct text; several cores work on it, outside of Python's lock."""
-    unique = list(dict.fromkeys(texts))
-    encodings = self._backend.encode_batch(unique, add_special_tokens=False)
-    return {text: encoding.ids for text, encoding in zip(unique, encodings, strict=True)}
-
-  def decode(self, ids: Iterable[SupportsInt]) -> str:
-    """Returns the text of the ids; special ones spell nothing."""
+  def _text(self, ids: Iterable[SupportsInt]) -> str:
     return self._backend.decode(list(map(int, ids)), skip_special_tokens=True)
 
   def to_json(self) -> str:
@@ -194,6 +225,16 @@ def load(path: str | pathlib.Path) -> Tokenizer:
     return Tokenizer.from_json(text)
   except InputError as error:
     raise InputError(f"{path}: {error}") from None
+
+
+def _own(encoding: tokenizers.Encoding, n_mark: int) -> list[int] | None:
+  """The ids behind the first `n_mark` characters; None where a token spans the border."""
+  if not n_mark:
+    return encoding.ids
+  if any(start < n_mark < end for start, end in encoding.offsets):
+    return None
+  spans = zip(encoding.ids, encoding.offsets, strict=True)
+  return [i for i, (start, _) in spans if start >= n_mark]
 
 
 def _first(ids: dict[str, int], names: Iterable[str]) -> int | None:

@@ -33,7 +33,7 @@ def report(subject: Subject, examples: Sequence[Example]) -> dict[str, Any]:
   if not solved:
     return {}
   asked = [examples[i] for i in solved]
-  most = 1 + max(len(subject.tokenizer.encode(e.answer)) for e in asked)
+  most = 1 + max(len(subject.tokenizer.encode(e.answer, behind=True)) for e in asked)
   rights, by_attribute = [], collections.defaultdict(list)
   by_configuration = collections.defaultdict(list)
   said = subject.answer(asked, most)
@@ -57,7 +57,8 @@ def _solved(example: Example) -> tuple[str, str] | None:
 
 
 def _text(subject: Subject, tokens: Sequence[int]) -> str:
-  return subject.tokenizer.decode(tokens) if tokens[-1] == subject.tokenizer.eos_id else ""
+  ends = tokens[-1] == subject.tokenizer.eos_id
+  return subject.tokenizer.decode(tokens, behind=True) if ends else ""
 
 
 def _score(example: Example, answer: str) -> raven.Score:

@@ -61,7 +61,8 @@ def encode(
   Raises:
     InputError: there is no continuation, or it does not fit into the context of the model.
   """
-  said, most = tokenizer.encode(continuation), generate.limit(config)
+  said = tokenizer.encode(continuation, behind=bool(context))
+  most = generate.limit(config)
   if not said:
     raise InputError("a continuation is empty; there is nothing to score")
   room = most - (len(said) - 1 + end)

@@ -76,7 +76,7 @@ class Subject:
 
   def label(self, example: Example) -> int:
     """The first token of the right answer: the class within which messages are compared."""
-    return self.tokenizer.encode(example.answer)[0]
+    return self.tokenizer.encode(example.answer, behind=True)[0]
 
   def logits(self, examples: Sequence[Example]) -> Iterator[Float[np.ndarray, "M V"]]:
     """Yields, batch by batch, the logits of every position that predicts an answer."""

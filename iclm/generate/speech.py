@@ -31,11 +31,11 @@ class Speech:
   def _read(self, tokens: Sequence[int]) -> None:
     before = len(self.tokens)
     self.tokens = [*self.tokens, *tokens]
-    self.text = self._tokenizer.decode(self.tokens)
+    self.text = self._tokenizer.decode(self.tokens, behind=True)
     if not any(stop in self.text for stop in self._stop):
       return
     for n in range(before + 1, len(self.tokens) + 1):
-      text = self._tokenizer.decode(self.tokens[:n])
+      text = self._tokenizer.decode(self.tokens[:n], behind=True)
       met = [text.index(stop) for stop in self._stop if stop in text]
       if met:
         self.tokens, self.text, self.stopped = self.tokens[:n], text[: min(met)], True
