@@ -23,6 +23,7 @@ from iclm.evals.subject import Subject
 
 NAME = "iclm"
 MAX_TOKENS = 256  # Of an answer, where a task does not say; as other models of the harness have it.
+ARGUMENTS = ("workdir", "end", "batch_size")
 STRIDE = 16  # Tokens between two looks at the answers.
 # What a task may say about generation, under each of its names; all else is an error.
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -39,6 +40,7 @@ class Harness(LM):
     batch_size: int | str = "auto",
     max_batch_size: int | None = None,
     device: str | None = None,
+    **unknown: Any,
   ):
     """Loads the newest good checkpoint of a run.
 
@@ -49,14 +51,15 @@ class Harness(LM):
       batch_size: rows at once, rounded up to what the devices share evenly; "auto" takes that of
         the run's evaluation.
       max_batch_size: bounds nothing, since no batch grows.
-      device: must be None; JAX takes the devices that it has.
+      device: chooses nothing, since the harness asks for "cuda:0" where nobody did; JAX takes the
+        devices that it has, and JAX_PLATFORMS chooses.
 
     Raises:
       InputError: see `workdir.load_run`, or an argument is bad.
     """
     super().__init__()
-    if device is not None:
-      raise InputError(f"device = {device!r}: JAX takes what it has; JAX_PLATFORMS chooses")
+    for name in unknown:
+      raise InputError(f"model_args: {name!r} is not known: " + nearest(name, ARGUMENTS))
     if not isinstance(end, bool):
       raise InputError(f"end = {end!r} must be True or False")
     run = _load(workdir)
@@ -97,7 +100,11 @@ class Harness(LM):
   def loglikelihood(
     self, requests: Sequence[Any], disable_tqdm: bool = False
   ) -> list[tuple[float, bool]]:
-    """(nats, whether greedy decoding says it) of each (context, continuation)."""
+    """(nats, whether greedy decoding says it) of each (context, continuation).
+
+    The two are tokenised as prompt and answer are in training: a space at the end of the context
+    is the context's, where other models of the harness count it as the continuation's.
+    """
     pieces = [
       likelihood.encode(context, continuation, self._tokenizer, self._config, end=self._end)
       for context, continuation in (request.args for request in requests)

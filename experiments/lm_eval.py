@@ -20,7 +20,8 @@ def main() -> int:
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import MODEL_REGISTRY, register_model
   except ModuleNotFoundError as error:
-    raise InputError(f"{error.name} is not installed; pip install -e '.[eval]'") from None
+    package = str(error.name).partition(".")[0]
+    raise InputError(f"{package} is not installed; pip install -e '.[eval]'") from None
   from experiments import harness
 
   if harness.NAME not in MODEL_REGISTRY:

@@ -227,6 +227,17 @@ def test_the_run_keeps_its_template(run, capsys, tmp_path):
       asked(folder, prompt, **changes)
 
 
+def test_the_harness_asks_by_the_template(run):
+  pytest.importorskip("lm_eval")
+  from experiments import harness
+
+  model, template = harness.Harness(workdir=str(run[0])), workdir.template_of(run[0])
+  assert model.apply_chat_template(ASKED) == template.render(ASKED)
+  before = model.apply_chat_template([*ASKED, {"role": "assistant", "content": "So"}], False)
+  assert before.endswith("<|turn|>assistant\nSo")
+  assert model.chat_template(True) == template.source and len(model.tokenizer_name) == 64
+
+
 def test_another_template_does_not_go_on_with_the_run(run):
   folder, c = run
   place = folder.parent / "theirs" / "chat_template.jinja"

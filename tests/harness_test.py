@@ -21,6 +21,7 @@ lm_eval = pytest.importorskip("lm_eval")
 pytest.importorskip("lm_eval.tasks")
 
 from experiments import harness  # noqa: E402
+from experiments import lm_eval as command  # noqa: E402
 
 TASK = """\
 task: {name}
@@ -133,7 +134,7 @@ def test_answers_are_those_of_generate(whole, model):  # noqa: F811
 
 def test_arguments_that_nothing_would_follow_are_refused(whole, tmp_path):  # noqa: F811
   for arguments, told in (
-    ({"device": "cuda"}, "JAX takes what it has"),
+    ({"ends": True}, "'ends' is not known: did you mean 'end'?"),
     ({"end": "maybe"}, "end = 'maybe' must be True or False"),
     ({"batch_size": "many"}, "batch_size = 'many' must be a whole number"),
     ({"workdir": str(tmp_path / "nothing")}, "no run's workdir"),
@@ -142,6 +143,12 @@ def test_arguments_that_nothing_would_follow_are_refused(whole, tmp_path):  # no
       harness.Harness(**{"workdir": str(whole[0])} | arguments)
   with pytest.raises(InputError, match="'num_beams' is not known"):
     harness.options_of({"num_beams": 4})
+
+
+def test_without_the_extra_the_command_says_so(monkeypatch):
+  monkeypatch.setitem(sys.modules, "lm_eval", None)
+  with pytest.raises(InputError, match=r"lm_eval is not installed; pip install -e '\.\[eval\]'"):
+    command.main()
 
 
 @pytest.mark.slow
