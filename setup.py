@@ -10,7 +10,9 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
-  packages=setuptools.find_packages(include=["iclm", "iclm.*", "experiments", "configs"]),
+  packages=setuptools.find_packages(
+    include=["iclm", "iclm.*", "experiments", "experiments.*", "configs"]
+  ),
   package_data={"iclm.audit": ["*.j2"]},
   # Releases of lm_eval after 0.4.13 look for outside models here.
   entry_points={"lm_eval.models": ["iclm = experiments.harness:Harness"]},

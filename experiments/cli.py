@@ -1,18 +1,21 @@
 """How every command starts and ends: flags, one sentence for bad input, exit codes.
 
-0 done   2 bad input   3 the run stopped itself   143 interrupted, resumable
+0 done   2 bad input   3 the run stopped itself   4 another process of the run was lost, resumable
+143 interrupted, resumable
 """
 
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import rich.console
 from absl import app, flags, logging
 
+from experiments import hosts
 from iclm import config, train
 
 INTERRUPTED = 143
@@ -24,28 +27,55 @@ PIPED_WIDTH = 200  # Columns of a table that goes to a file or another program.
 def run(main: Callable[[Any], int | None]) -> None:
   """Parses the flags, runs `main(flags.FLAGS)`, and turns bad input into exit code 2."""
 
+  def refusing(flag: flags.FlagValues, words: Sequence[str]) -> int | None:
+    if words:
+      raise config.InputError(f"{words[0]!r} is not a flag; flags start with --")
+    return main(flag)
+
+  _run(refusing)
+
+
+def run_with_words(main: Callable[[Any, Sequence[str]], int | None]) -> None:
+  """As `run`, for a command that also takes words, before and between flags and behind a --."""
+  flags.FLAGS.set_gnu_getopt(True)
+  _run(main)
+
+
+def told(main: Callable[[], int | None]) -> int:
+  """Runs `main()`, and returns the exit code that its end deserves; for commands without flags."""
+  return _outcome(main)[0]
+
+
+def _run(main: Callable[[Any, Sequence[str]], int | None]) -> None:
   def guarded(argv: list[str]) -> int:
-    if len(argv) > 1:
-      return _say(f"{argv[1]!r} is not a flag; flags start with --")
-    return told(lambda: main(flags.FLAGS))
+    code, orderly = _outcome(lambda: main(flags.FLAGS, argv[1:]))
+    hosts.leave(code, orderly)
+    return code
 
   app.run(guarded, flags_parser=_parse)
 
 
-def told(main: Callable[[], int | None]) -> int:
-  """Runs `main()`, and returns the exit code that its end deserves."""
+def _outcome(main: Callable[[], int | None]) -> tuple[int, bool]:
+  """The exit code, and whether every process of the run ends alike."""
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
   try:
-    return main() or 0
+    return main() or 0, True
   except config.InputError as error:
-    return _say(str(error))
+    return _say(str(error)), False
   except train.Interrupted as error:
     print(error)
-    return INTERRUPTED
+    return INTERRUPTED, True
   except train.RunStopped as error:
     print(f"stopped: {error}", file=sys.stderr)
-    return 3
+    return 3, False
+  except Exception as error:
+    if not hosts.joined():
+      raise
+    if hosts.is_loss(error):
+      hosts.lose(" ".join(str(error).split()))
+    traceback.print_exc()
+    return 1, False
 
 
 def console() -> rich.console.Console:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import rich.table
 
 from experiments import baselines, cli, update
-from iclm import compose, train, workdir
+from iclm import compose, processes, train, workdir
 from iclm.config import Config
 from iclm.data import assemble
 from iclm.evals.subject import Subject
@@ -32,7 +32,8 @@ def _report(c: Config, folder: pathlib.Path, result: train.Result) -> None:
   found["plain_base"] = {"sets": plain.sets, "train_s": plain.train_s} if plain else {}
   path = folder / "results.json"
   workdir.write_json(path, json.loads(path.read_text()) | found)
-  _show(c, result, plain, found)
+  if processes.is_first():
+    _show(c, result, plain, found)
 
 
 def _forced(c: Config, result: train.Result) -> dict[str, float]:

@@ -7,7 +7,8 @@
 The manifest is written last and alone makes a step complete: orbax restores flipped bits without a
 word. A save fills `<step>.new` and is renamed when it is complete, so that replacing a step never
 leaves the disk without a good one; `<step>.new` with a manifest counts as the step, should the
-process die in between. Local file systems only.
+process die in between. Several processes write into one directory, which all of them must see: a
+local disk, or NFS.
 """
 
 import concurrent.futures
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from iclm import manifest
+from iclm import manifest, processes
 from iclm.config import InputError
 
 _META, _STATE, _NEW = "meta.json", "state", ".new"
@@ -67,8 +68,10 @@ class Checkpoints:
   def __enter__(self):
     return self
 
-  def __exit__(self, *error):
-    self.close()
+  def __exit__(self, kind, *_):
+    # After an error the other processes may never come to where a save would wait for them.
+    if kind is None or jax.process_count() == 1:
+      self.close()
 
   def save(self, step: int, state: Any, meta: dict[str, Any], metric: float | None) -> None:
     """Copies the state off the devices and returns; the rest happens in the background.
@@ -88,7 +91,7 @@ class Checkpoints:
     text, leaves = json.dumps(meta, indent=1), _leaves(state)
     metric = float(metric) if metric is not None and math.isfinite(metric) else None
     with _explaining(target):
-      if jax.process_index() == 0:
+      if processes.is_first():
         self._settle()
       self._orbax.save(target / _STATE, args=ocp.args.StandardSave(state))
     about = {"step": step, "metric": metric, "leaves": leaves}
@@ -103,6 +106,7 @@ class Checkpoints:
     pending, self._pending = self._pending, None
     if pending is not None:
       pending.result()
+      processes.barrier("checkpoint written")  # By process 0, which alone knows that it is whole.
 
   def close(self) -> None:
     """Waits, and ends the background thread."""
@@ -156,8 +160,9 @@ class Checkpoints:
     """
     self.wait()
     if step is None:
-      step = self.newest()
-      if step is None:
+      newest = self.newest()
+      step = processes.of_first(-1 if newest is None else newest)
+      if step < 0:
         return None
     elif (why := manifest.problem(self._existing(step))) is not None:
       raise InputError(f"checkpoint {self._path(step)} is bad: {why}")
@@ -187,7 +192,7 @@ class Checkpoints:
     with _explaining(target):
       self._orbax.wait_until_finished()
       self._bad.discard(about["step"])
-      if jax.process_index() == 0:
+      if processes.is_first():
         (target / _META).write_text(meta)
         manifest.write(target, about)
         self._settle()

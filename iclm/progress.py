@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import tensorboardX
 import tqdm
 
+from iclm import processes
 from iclm.config import InputError
 
 
@@ -94,6 +95,33 @@ class Log:
         self._board.add_scalar(name, value, step)
     except OSError as error:
       raise InputError(f"cannot write {self._path}: {error.strerror}") from None
+
+
+class Mute(Log):
+  """The log of a process that does not write."""
+
+  def __init__(self):
+    """Opens nothing."""
+
+  def __exit__(self, *_) -> None:
+    """Closes nothing."""
+
+  def advance(self) -> None:
+    """Shows nothing."""
+
+  def say(self, line: str) -> None:
+    """Says nothing."""
+
+  def train(self, step: int, metrics: Mapping[str, float], tokens_per_step: int) -> None:
+    """Writes nothing."""
+
+  def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Writes nothing."""
+
+
+def open_log(workdir: pathlib.Path, start: int, steps: int, title: str) -> Log:
+  """The log of a run: one process writes it, and the others are mute."""
+  return Log(workdir, start, steps, title) if processes.is_first() else Mute()
 
 
 def _cut_back(path: pathlib.Path, start: int) -> None:

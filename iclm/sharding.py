@@ -38,11 +38,18 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     InputError: the mesh does not fit the devices that there are.
   """
   shape = tuple(getattr(sizes, name) for name in axes.MESH)
-  n, devices = math.prod(shape), jax.devices() if devices is None else devices
+  n = math.prod(shape)
+  if devices is None:  # Those of one process lie together, so that its rows of a batch do.
+    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   if n > len(devices):
     raise InputError(
       f"config.mesh = {dict(zip(axes.MESH, shape, strict=True))} needs {n} devices, but there are "
       f"{len(devices)} ({devices[0].platform}); the product of its sizes must fit them"
+    )
+  if jax.process_count() > 1 and n < len(devices):
+    raise InputError(
+      f"config.mesh = {dict(zip(axes.MESH, shape, strict=True))} uses {n} of the {len(devices)} "
+      f"devices of {jax.process_count()} processes; the product of its sizes must be all of them"
     )
   grid = np.asarray(devices[:n]).reshape(shape)
   return Mesh(grid, axes.MESH, axis_types=(AxisType.Auto,) * len(axes.MESH))
@@ -88,7 +95,42 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def share(mesh: Mesh) -> tuple[int, int]:
+  """Which part of a batch's rows this process holds, and of how many parts.
+
+  Processes among which a row is split, over the model axis, hold the same part.
+
+  Raises:
+    InputError: a process would hold an uneven part.
+  """
+  n_parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  parts_of = mesh.devices.reshape(n_parts, -1)
+  mine = [
+    i for i, row in enumerate(parts_of) if any(d.process_index == jax.process_index() for d in row)
+  ]
+  if n_parts % len(mine) or mine[0] % len(mine):
+    raise InputError(
+      f"config.mesh.model = {mesh.shape[axes.MODEL]} and the {jax.local_device_count()} devices of "
+      "a process must divide one another, so that every process holds an equal part of a batch"
+    )
+  return mine[0] // len(mine), n_parts // len(mine)
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-  """This process's rows of a batch as global arrays over the mesh."""
-  put = lambda x: jax.make_array_from_process_local_data(rows(mesh), x)
+  """This process's rows of a batch, see `share`, as global arrays over the mesh."""
+  n_parts = share(mesh)[1]
+  put = lambda x: jax.make_array_from_process_local_data(
+    rows(mesh), x, (x.shape[0] * n_parts, *x.shape[1:])
+  )
   return jax.tree.map(put, batch)
+
+
+def put_whole(batch: Any, mesh: Mesh) -> Any:
+  """A batch of which every process has all rows, as global arrays over the mesh."""
+  return jax.tree.map(lambda x: place(x, rows(mesh)), batch)
+
+
+def place(x: Any, where: NamedSharding) -> jax.Array:
+  """A value that every process has, as one global array."""
+  x = np.asarray(x)
+  return jax.make_array_from_process_local_data(where, x, x.shape)

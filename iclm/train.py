@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import pathlib
-import signal
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclm import compose, hf, optim, routing, sharding, step, workdir
+from iclm import compose, hf, optim, processes, progress, routing, sharding, step, workdir
 from iclm.config import Config, InputError
 from iclm.data import assemble, pipeline
 from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
 from iclm.evals import accuracy, determined, locality
 from iclm.evals.subject import Subject
-from iclm.progress import Log
 
 # Prompts that the router's prototypes are fitted on, and how.
 FIT_PROMPTS, FIT_ITERATIONS, FIT_RESTARTS = 1024, 30, 8
@@ -57,6 +54,8 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
   """
   step.check_weights(c)
   mesh = sharding.make_mesh(c.mesh)
+  sharding.share(mesh)
+  processes.meet(mesh)
   # Data, or a base, at fault is told before the folder is this config's own.
   training = assemble.training_rows(c)
   sets = {name: assemble.examples(source, c.data) for name, source in c.evaluation.sets.items()}
@@ -72,7 +71,7 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
 def _fit(c: Config, folder: pathlib.Path, title: str, mesh, training, sets) -> Result:
   """The run itself, in a folder that is its own."""
   tokenizer = _tokenizer(c, folder, training)
-  loader = assemble.loader(c, training, tokenizer, jax.process_index(), jax.process_count())
+  loader = assemble.loader(c, training, tokenizer, *sharding.share(mesh))
   model = compose.build(c, tokenizer.vocab_size, mesh)
   tx = optim.from_config(c)
   evaluate = _Evaluator(c, model, tokenizer, mesh, sets)
@@ -86,17 +85,22 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, training, sets) -> R
     state = restored.state if restored else _fresh(c, model, tx, mesh, k_init, loader)
     start = n = restored.step if restored else 0
     begun, scored = time.monotonic(), {}
-    with Log(folder, start, c.steps, title) as log, _StopSignals() as stop:
+    with (
+      progress.open_log(folder, start, c.steps, title) as log,
+      processes.StopSignals() as signals,
+    ):
       watch = _Watch(c, loader, log)
       with contextlib.closing(loader.iterate(start)) as batches:
-        while n < c.steps and not stop.is_set():
+        stop = False
+        while n < c.steps and not stop:
           state, metrics = advance(state, sharding.put_batch(next(batches), mesh), k_run)
           n += 1
+          stop = signals.told()
           watch.step(n, metrics)
           if evaluated := due(n, c.evaluation.every):
             watch.finish()
             scored = evaluate(state.params, log, n)
-          if due(n, c.checkpoint.every) or stop.is_set():
+          if due(n, c.checkpoint.every) or stop:
             watch.finish()
             best = (
               scored[c.evaluation.best]["accuracy"] if evaluated and c.evaluation.best else None
@@ -120,18 +124,20 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, training, sets) -> R
 def _tokenizer(c: Config, folder: pathlib.Path, training) -> Tokenizer:
   """The run's own tokenizer: that of what it starts from, or one made now and kept."""
   template = assemble.template(c.data)
-  if (kept := workdir.kept_tokenizer(folder, template)) is not None:
-    return kept
+  if not processes.of_first((folder / workdir.TOKENIZER).exists()):
+    workdir.keep_tokenizer(folder, _new_tokenizer(c, training).under(template))
+  kept = workdir.kept_tokenizer(folder, template)
+  assert kept is not None
+  return kept
+
+
+def _new_tokenizer(c: Config, training) -> Tokenizer:
   source = pathlib.Path(c.checkpoint.init_from).expanduser()
   if not c.checkpoint.init_from or (hf.is_folder(source) and c.data.tokenizer.path):
-    made = assemble.make_tokenizer(c, training)
-  elif hf.is_folder(source):
-    made = hf.load_tokenizer(source)
-  else:
-    made = workdir.load_run(source).tokenizer
-  made = made.under(template)
-  workdir.keep_tokenizer(folder, made)
-  return made
+    return assemble.make_tokenizer(c, training)
+  if hf.is_folder(source):
+    return hf.load_tokenizer(source)
+  return workdir.load_run(source, c.mesh).tokenizer
 
 
 def _fresh(c: Config, model: compose.Model, tx, mesh, key, loader: pipeline.Loader):
@@ -170,18 +176,22 @@ def _take(mine: Any, theirs: Any, where: str) -> Any:
 
 def _fit_prototypes(c: Config, model, mesh, state: step.TrainState, key, loader: pipeline.Loader):
   """Prototypes start at the k-means of the first prompts, as the fresh router reads them."""
-  read = jax.jit(lambda params, batch: model.apply(params, batch).prompt_BP)
+
+  @jax.jit
+  def read(params, batch):
+    prompt = model.apply(params, batch).prompt_BP
+    return prompt, batch.segment_BT > 0 if prompt.ndim == 3 else batch.prompt_mask_BT.any(axis=1)
+
   found, i = [], 0
   while sum(map(len, found)) < FIT_PROMPTS:
-    batch = loader.batch(i)
-    prompt = np.asarray(read(state.params, sharding.put_batch(batch, mesh)))
-    mask = batch.segment_BT > 0 if prompt.ndim == 3 else batch.prompt_mask_BT.any(axis=1)
+    batch = sharding.put_batch(loader.batch(i), mesh)
+    prompt, mask = processes.fetch(read(state.params, batch))
     found.append(prompt[mask])
     i += 1
   emb_NP = jnp.asarray(np.concatenate(found)[:FIT_PROMPTS])
   fitted_EP = routing.fit_kmeans(key, emb_NP, c.experts.count, FIT_ITERATIONS, FIT_RESTARTS)
   old_EP = state.params["router"]["prototypes_EP"]
-  router = state.params["router"] | {"prototypes_EP": jax.device_put(fitted_EP, old_EP.sharding)}
+  router = state.params["router"] | {"prototypes_EP": sharding.place(fitted_EP, old_EP.sharding)}
   return state._replace(params=state.params | {"router": router})
 
 
@@ -199,7 +209,7 @@ class _Evaluator:
     self._c, self._model, self._tokenizer, self._mesh = c, model, tokenizer, mesh
     self._scorer, self._sets = accuracy.make_scorer(c, model), sets
 
-  def __call__(self, params: Any, log: Log | None, n: int) -> dict[str, Any]:
+  def __call__(self, params: Any, log: progress.Log | None, n: int) -> dict[str, Any]:
     sets = {}
     subject = Subject(self._c, self._model, params, self._tokenizer, self._mesh)
     for name, examples in self._sets.items():
@@ -220,7 +230,7 @@ class _Evaluator:
 class _Watch:
   """Looks at the metrics one step late, so that the device never waits for the host."""
 
-  def __init__(self, c: Config, loader: pipeline.Loader, log: Log):
+  def __init__(self, c: Config, loader: pipeline.Loader, log: progress.Log):
     self._c, self._loader, self._log = c, loader, log
     self._pending: tuple[int, dict[str, Any]] | None = None
     self._told_collapse = False
@@ -269,24 +279,3 @@ class _Watch:
       raise RunStopped(told)
     self._told_collapse = True
     logging.warning(told)
-
-
-class _StopSignals:
-  """Turns SIGTERM and the first Ctrl-C into a flag, for as long as the loop runs."""
-
-  def __init__(self):
-    self._flag, self._old = threading.Event(), {}
-
-  def __enter__(self) -> threading.Event:
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._old[number] = signal.signal(number, self._raise_flag)
-    return self._flag
-
-  def _raise_flag(self, number: int, _) -> None:
-    self._flag.set()
-    signal.signal(number, self._old[number])  # The second one ends it at once.
-
-  def __exit__(self, *_) -> None:
-    for number, old in self._old.items():
-      signal.signal(number, old)

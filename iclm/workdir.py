@@ -17,13 +17,14 @@ import os
 import pathlib
 import platform
 import subprocess
+import time
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
-from iclm import compose, config, optim, sharding, step
+from iclm import compose, config, optim, processes, sharding, step
 from iclm.checkpoints import Checkpoints
 from iclm.config import Config, InputError
 from iclm.data.chat import Template
@@ -33,6 +34,7 @@ from iclm.data.tokenizer import Tokenizer
 FREE = (("mesh",), ("fsdp",), ("data", "dir"))
 TOKENIZER, CHAT = "tokenizer.json", "chat.json"
 LOCK = ".lock"  # Held by whoever trains here.
+VISIBLE_S = 60  # A network file system may show what another host wrote this late.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 
 
@@ -53,7 +55,24 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes beside the file and renames: a reader sees the old content or the new, never half."""
+  """Writes beside the file and renames: a reader sees the old content or the new, never half.
+
+  Every process of a run calls it, and one writes; all go on when they see the file.
+  """
+  if processes.is_first():
+    _write(path, text)
+  processes.barrier(f"written {path.name}")
+  until = time.monotonic() + VISIBLE_S
+  while not path.exists():
+    if time.monotonic() > until:
+      raise InputError(
+        f"process {jax.process_index()} does not see {path}, which process 0 wrote; choose a "
+        "--workdir on a file system that every process of the run mounts"
+      )
+    time.sleep(0.1)
+
+
+def _write(path: pathlib.Path, text: str) -> None:
   beside = path.parent / f".{path.name}.{os.getpid()}"
   try:
     beside.write_text(text, "utf-8")
@@ -84,13 +103,19 @@ def claim(workdir: pathlib.Path, c: Config) -> Iterator[None]:
     raise InputError(f"cannot make the workdir {workdir}: {error.strerror}") from None
   with alone(workdir):
     path, mine = workdir / "config.json", config.to_dict(c)
-    if path.exists():
+    if processes.of_first(path.exists()):  # Asked before any process writes it.
       found = difference(_read_json(path), mine, FREE)
       if found is not None:
         raise InputError(
           f"{workdir} holds another config's run: {found} here; choose another --workdir"
         )
     write_json(path, mine)
+    found = difference(_read_json(path), mine, FREE[-1:])
+    if found is not None:
+      raise InputError(
+        f"process {jax.process_index()} was started with another config than process 0: {found} "
+        "here; give every process the same flags"
+      )
     yield
 
 
@@ -103,7 +128,7 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
   Raises:
     InputError: another process holds it, or the folder cannot be written.
   """
-  if jax.process_index() != 0:
+  if not processes.is_first():
     yield
     return
   path = workdir / LOCK

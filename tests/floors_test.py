@@ -6,7 +6,7 @@ import pathlib
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
   ("axes", "config"),
-  ("nn", "routing", "information", "losses", "optim", "sharding", "manifest"),
+  ("nn", "routing", "information", "losses", "optim", "sharding", "manifest", "processes"),
   ("experts", "data"),
   ("compose",),
   ("step", "checkpoints", "hf", "generate"),

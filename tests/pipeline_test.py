@@ -1,7 +1,6 @@
 """A batch is a function of (seed, step, row), and evaluation covers every candidate once."""
 
 import collections
-import itertools
 import threading
 
 import numpy as np
@@ -45,8 +44,8 @@ def loader(source, **changes):
     loss="answer",
     too_long="error",
     counted=0,
-    process_index=0,
-    process_count=1,
+    share=0,
+    n_shares=1,
     prefetch=2,
   )
   return pipeline.Loader(source, **(settings | changes))
@@ -100,14 +99,13 @@ def test_what_cannot_be_mixed():
 @pytest.mark.parametrize("n", [2, 4])
 def test_processes_read_their_rows_of_one_global_batch(n):
   whole = loader(mixed())
-  parts = [loader(mixed(), process_index=i, process_count=n) for i in range(n)]
+  parts = [loader(mixed(), share=i, n_shares=n) for i in range(n)]
   for step in (7, 0):  # In any order.
     shares = [part.batch(step) for part in parts]
     assert_equal(
       [np.concatenate(leaves) for leaves in zip(*shares, strict=True)], whole.batch(step)
     )
-    ids = itertools.chain(*(part.ids(step) for part in parts))
-    assert list(ids) == whole.ids(step)
+    assert all(part.ids(step) == whole.ids(step) for part in parts)
 
 
 def test_a_row_does_not_depend_on_the_batch_size():
@@ -160,7 +158,7 @@ def test_truncated_rows_are_counted():
 
 def test_settings_that_cannot_work():
   with pytest.raises(InputError, match="batch_size = 8 must be a positive multiple"):
-    loader(FINITE, process_count=3)
+    loader(FINITE, n_shares=3)
   with pytest.raises(InputError, match="prefetch = 0"):
     loader(FINITE, prefetch=0)
 

@@ -145,10 +145,10 @@ def loader(
   c: config.Config,
   training: grain.MapDataset,
   tok: Tokenizer,
-  process_index: int,
-  process_count: int,
+  share: int,
+  n_shares: int,
 ) -> pipeline.Loader:
-  """This process's view of the global batches of a run."""
+  """One process's view of the global batches of a run; see `sharding.share`."""
   return pipeline.Loader(
     rows=training,
     tokenizer=tok,
@@ -159,7 +159,7 @@ def loader(
     loss=c.data.loss,
     too_long=c.data.too_long,
     counted=c.data.counted,
-    process_index=process_index,
-    process_count=process_count,
+    share=share,
+    n_shares=n_shares,
     prefetch=PREFETCH,
   )

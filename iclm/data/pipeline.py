@@ -91,7 +91,7 @@ def mixture(
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-  """Reads this process's rows of the global batch of any step.
+  """Reads one process's rows of the global batch of any step.
 
   Attributes:
     rows: endless, see `mixture`; row r of step s is `rows[s * batch_size + r]`.
@@ -99,8 +99,8 @@ class Loader:
     counted: the most targets of a row that may count, 0 for any number.
     domains: the names that `Batch.domain_B` counts in.
     batch_size: rows of the global batch, over all processes.
-    process_index: which share of the global batch to read, in [0, process_count).
-    process_count: must divide `batch_size`.
+    share: which part of the global batch to read, in [0, n_shares).
+    n_shares: must divide `batch_size`.
     prefetch: batches that `iterate` prepares ahead, >= 1.
   """
 
@@ -113,15 +113,15 @@ class Loader:
   loss: Loss
   too_long: TooLong
   counted: int
-  process_index: int
-  process_count: int
+  share: int
+  n_shares: int
   prefetch: int
 
   def __post_init__(self):
-    if self.batch_size < 1 or self.batch_size % self.process_count:
+    if self.batch_size < 1 or self.batch_size % self.n_shares:
       raise InputError(
         f"batch_size = {self.batch_size} must be a positive multiple of the number of processes, "
-        f"{self.process_count}."
+        f"{self.n_shares}."
       )
     if self.prefetch < 1:
       raise InputError(f"prefetch = {self.prefetch} must be at least 1.")
@@ -145,8 +145,10 @@ class Loader:
     return _stack(packed, [_domain(group[0], self.domains) for group in groups])
 
   def ids(self, step: int) -> list[str]:
-    """Returns the ids of the examples of `batch(step)`, to name a batch that went wrong."""
-    return [example.id for group in self._groups(step) for example in group]
+    """Returns the ids of all examples of a step, to name a batch that went wrong."""
+    start = step * self.batch_size
+    indices = range(start, start + self.batch_size)
+    return [example.id for index in indices for example in self.rows[index]]
 
   def n_truncated(self, step: int) -> int:
     """Returns how many rows of `batch(step)` lost tokens of their context; packs them anew."""
@@ -171,9 +173,9 @@ class Loader:
       thread.shutdown(cancel_futures=True)
 
   def _groups(self, step: int) -> list[list[Example]]:
-    share = self.batch_size // self.process_count
-    start = step * self.batch_size + self.process_index * share
-    return [self.rows[index] for index in range(start, start + share)]
+    n = self.batch_size // self.n_shares
+    start = step * self.batch_size + self.share * n
+    return [self.rows[index] for index in range(start, start + n)]
 
   def _pack(self, groups: list[list[Example]]) -> list[Row]:
     return rows_lib.pack_all(

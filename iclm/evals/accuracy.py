@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from iclm import compose, sharding, step
+from iclm import compose, processes, sharding, step
 from iclm.config import Config
 from iclm.data import pipeline
 from iclm.data.records import Example
@@ -73,8 +73,8 @@ def score(
     noise = None if key is None else jax.random.fold_in(key, i)
     example_BT = np.where(owner_BT < 0, -1, example_M[owner_BT])
     done = do(example_BT, places(owner_BT)) if callable(do) else do
-    scored = scorer(params, sharding.put_batch(batch, mesh), noise, done)
-    sums.add(jax.device_get(scored), owner_BT)
+    scored = scorer(params, sharding.put_whole(batch, mesh), noise, done)
+    sums.add(processes.fetch(scored), owner_BT)
     n_truncated += cut
   return _per_example(examples, items, sums, n_truncated)
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from iclm import compose, generate, sharding
+from iclm import compose, generate, processes, sharding
 from iclm.config import Config
 from iclm.data import pipeline
 from iclm.data.records import Example
@@ -49,11 +49,11 @@ def answer(
     left_B, n_tokens = np.minimum(left_B, most), owner_BT.shape[1]
     room = generate.bucket(min(most, n_tokens), n_tokens)
     given = generate.GREEDY, compose.NOTHING, end
-    placed = sharding.put_batch(prompts, mesh)
+    placed = sharding.put_whole(prompts, mesh)
     keys_B = jax.random.split(jax.random.key(0), len(left_B))  # Greedy draws nothing.
     spoken, _ = decoding.read(params, placed, left_B, keys_B, *given, room=room)
     spoken = decoding.say(params, spoken, *given, room)
-    for said_M, n in zip(*jax.device_get((spoken.said_BM, spoken.n_B)), strict=True):
+    for said_M, n in zip(*processes.fetch((spoken.said_BM, spoken.n_B)), strict=True):
       if n:
         found.append(said_M[:n].tolist())
   return found

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from iclm import axes
+from iclm import axes, processes
 from iclm.data.records import Example
 from iclm.evals.subject import Subject
 
@@ -31,7 +31,7 @@ def fingerprints(params: Any) -> dict[str, str]:
 def _hash(tree: Any) -> str:
   total = hashlib.sha256()
   for path, x in jax.tree.leaves_with_path(tree):
-    x = np.asarray(x)
+    x = processes.fetch(x)
     total.update(f"{jax.tree_util.keystr(path)} {x.dtype} {x.shape}\n".encode())
     total.update(x.tobytes())
   return total.hexdigest()

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from iclm import compose, generate, sharding
+from iclm import compose, generate, processes, sharding
 from iclm.config import Config, InputError
 from iclm.data.pipeline import Batch
 from iclm.data.records import Example
@@ -81,8 +81,8 @@ class Subject:
   def logits(self, examples: Sequence[Example]) -> Iterator[Float[np.ndarray, "M V"]]:
     """Yields, batch by batch, the logits of every position that predicts an answer."""
     for batch, owner_BT, _ in accuracy.batches_of(examples, self.tokenizer, self.config):
-      found = self._logits(self._params, sharding.put_batch(batch, self._mesh))
-      yield np.asarray(found)[owner_BT >= 0]
+      found = self._logits(self._params, sharding.put_whole(batch, self._mesh))
+      yield processes.fetch(found)[owner_BT >= 0]
 
   def prompts(self, examples: Sequence[Example]) -> Float[np.ndarray, "N P"]:
     """What the router reads of each example, beside which it lays its prototypes.
@@ -95,7 +95,8 @@ class Subject:
     alone = [dataclasses.replace(example, choices=()) for example in examples]
     found_NP = np.zeros((len(alone), self.config.router.width), np.float32)
     for batch, owner_BT, _ in accuracy.batches_of(alone, self.tokenizer, self.config):
-      prompt_BP = np.asarray(self._reader(self._params, sharding.put_batch(batch, self._mesh)))
+      read = self._reader(self._params, sharding.put_whole(batch, self._mesh))
+      prompt_BP = processes.fetch(read)
       row_M, column_M = np.nonzero(owner_BT >= 0)
       found_NP[owner_BT[row_M, column_M]] = prompt_BP[row_M]
     return found_NP
@@ -123,13 +124,13 @@ class Subject:
     batches = accuracy.batches_of(plain, self.tokenizer, self.config)
     for i, (batch, owner_BT, _) in enumerate(batches):
       noise = None if key is None else jax.random.fold_in(key, i)
-      args = sharding.put_batch(batch, self._mesh), noise, do
-      z_SBTZ, index_B = self._speaker(self._params, *args)
+      args = sharding.put_whole(batch, self._mesh), noise, do
+      z_SBTZ, index_B = processes.fetch(self._speaker(self._params, *args))
       mask_BT = owner_BT >= 0
       owners.append(owner_BT[mask_BT])
       places.append(accuracy.places(owner_BT)[mask_BT])
-      routes.append(np.broadcast_to(np.asarray(index_B)[:, None], mask_BT.shape)[mask_BT])
-      said.append(np.asarray(z_SBTZ)[:, mask_BT])
+      routes.append(np.broadcast_to(index_B[:, None], mask_BT.shape)[mask_BT])
+      said.append(z_SBTZ[:, mask_BT])
     owner_M, place_M, route_M = map(np.concatenate, (owners, places, routes))
     z_SMZ = np.concatenate(said, axis=1)
     mask_NP = np.zeros((len(examples), place_M.max() + 1), bool)
