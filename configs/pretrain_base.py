@@ -1,7 +1,7 @@
 """A base language model from scratch, on our own tasks: it stands in for a pretrained one.
 
   python -m experiments.train --config=configs/pretrain_base.py --workdir=runs/base
-  python -m experiments.expert export --workdir=runs/base --expert=base --out=runs/base_hf
+  python -m experiments.expert --workdir=runs/base --export=base --out=runs/base_hf
   python -m experiments.train --config=configs/on_base.py --workdir=runs/on_base
 
 `--config=configs/pretrain_base.py:30m` is of 30M parameters, for one GPU; it has not been run yet.
