@@ -13,6 +13,7 @@ Suites, each with the figures that it writes under "figures":
   compile  growth of the time that compilation takes
   decode   tokens/s of 32 tokens behind a prompt that fills the rest of a row: over a plain decode
            of the base at 2B rows, and of the last over the first number of experts
+  loop     the wait for a batch, and the stall of a checkpoint, over a step on real data
   devices  flops_per_device: of eight devices, over those of one; on a CPU they are there with
            XLA_FLAGS=--xla_force_host_platform_device_count=8
 
@@ -30,7 +31,7 @@ import rich.table
 from absl import flags
 
 from configs import bench as sizes
-from experiments import cases, cli
+from experiments import cases, cli, loops
 from experiments.cases import Case
 from iclm import axes, config, workdir
 from iclm.audit import hlo, work
@@ -175,6 +176,11 @@ def devices(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case],
   return found, {"flops_per_device": {name: n / one for name, n in counted.items()}}
 
 
+def loop(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
+  # Answers of the tasks are of any length.
+  return loops.measure(_with(c, experts={"count": counts[0]}, data={"counted": 0}), repeats)
+
+
 SUITES: dict[str, Callable[..., tuple[list[Case], dict[str, Any]]]] = {
   "train": train,
   "loss": loss,
@@ -182,6 +188,7 @@ SUITES: dict[str, Callable[..., tuple[list[Case], dict[str, Any]]]] = {
   "compile": compilation,
   "decode": decode,
   "devices": devices,
+  "loop": loop,
 }
 
 

@@ -64,6 +64,7 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
     hf.check_base(source, c.model)
   elif c.checkpoint.init_from:
     workdir.config_of(source)
+  optim.from_config(c)  # Raises what contradicts itself there.
   with workdir.claim(folder, c):
     return _fit(c, folder, title, mesh, training, sets)
 
