@@ -49,7 +49,7 @@ def get_config(size: str = "small"):
   shape, steps, rows, lr = SIZES[size]
   c = base.get_config()
   c.model = shape()
-  c.model.update(trunk_layers=0, rope_theta=1e6, qk_init="equal", context=512)
+  c.model.update(trunk_layers=0, rope_theta=1e6, qk_init="equal", context=512, vocab_size=1_024)
   c.update(steps=steps, batch_size=rows)
   c.experts.kind = "none"
   c.loss.update(beta=0.0, dependence=0.0, balance=0.0, zloss=0.0)

@@ -213,3 +213,9 @@ def test_what_cannot_be_saved_is_refused_by_name(changes, told, tmp_path):
 def test_config_keys_that_contradict_each_other(changes, told):
   with pytest.raises(InputError, match=told):
     tiny(**{f"model__{key.replace('.', '__')}": value for key, value in changes.items()})
+
+
+def test_a_model_that_does_not_say_how_many_rows_it_has_is_told_those_of_the_folder():
+  model = model_of(GOLDEN / "llama", model__vocab_size=0)
+  with pytest.raises(InputError, match=r"config\.model\.vocab_size = 0 does not agree .* has 32"):
+    hf.check_base(GOLDEN / "llama", model)

@@ -40,22 +40,25 @@ def load_base(
     InputError: `model` is another one than the folder's, a size does not divide over the mesh, a
       tensor is missing, unexpected, of another shape or dtype, or a file is missing or truncated.
   """
+  folder = pathlib.Path(folder).expanduser()
+  description.check_agreement(model, folder)
   boxed = names.abstract(model, model.vocab_size)
   parameters, places = names.parameters(model, boxed), names.shardings(boxed, mesh, fsdp)
-  with _checked(pathlib.Path(folder).expanduser(), model, parameters) as tensors:
+  with _checked(folder, model, parameters) as tensors:
     _check_tied(model, tensors)
     return jax.tree.map(functools.partial(_parameter, tensors), parameters, places)
 
 
 def check_base(folder: str | pathlib.Path, model: config.Model) -> None:
   """Raises InputError where `load_base` would, the mesh apart, and reads no weights for it."""
+  folder = pathlib.Path(folder).expanduser()
+  description.check_agreement(model, folder)
   boxed = names.abstract(model, model.vocab_size)
-  _checked(pathlib.Path(folder).expanduser(), model, names.parameters(model, boxed)).close()
+  _checked(folder, model, names.parameters(model, boxed)).close()
 
 
 def _checked(folder: pathlib.Path, model: config.Model, parameters: Any) -> files.Tensors:
   """The open files of a folder that holds these parameters and no others."""
-  description.check_agreement(model, folder)
   expected = {tensor: p.tensor_shape for p in jax.tree.leaves(parameters) for tensor in p.tensors}
   tensors = files.Tensors(folder)
   try:
