@@ -16,7 +16,7 @@ from typing import Literal
 from absl import flags
 
 from experiments import cli
-from iclm import axes, config, hf, workdir
+from iclm import axes, hf, workdir
 from iclm.config import InputError
 
 MAX_BYTES = 4 * 2**30  # Of a file of an exported base.
@@ -73,11 +73,10 @@ def _put(flag: flags.FlagValues, run: workdir.Run, state, expert, out: pathlib.P
   if c.bottleneck.kind != "none":
     print(f"expert {expert} keeps its message head: what it says goes through that")
   state = state._replace(params=hf.into(run.params, expert, read.layers))
-  meta = {"config": config.to_dict(c), "tokenizer": run.tokenizer.to_json()}
   with workdir.claim(out, c):
-    workdir.write_text(out / "tokenizer.json", run.tokenizer.to_json())
+    workdir.keep_tokenizer(out, run.tokenizer)
     with workdir.checkpoints(out, c) as saves:
-      saves.save(run.step, state, meta, None)
+      saves.save(run.step, state, workdir.meta(c, run.tokenizer), None)
 
 
 def _expert(name: str) -> int | Literal["invariant"]:
