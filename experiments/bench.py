@@ -212,7 +212,8 @@ def _show(found: Sequence[Case], figures: dict[str, Any]) -> None:
     quartiles = "-" if s is None else f"{1e3 * s['q1']:.1f} to {1e3 * s['q3']:.1f}"
     size = f"{case.flops / 1e9:.1f}", f"{case.peak_bytes / 1e6:.1f}"
     table.add_row(case.name, time, quartiles, *size, f"{told['compile_s']['median']:.1f}")
-  cli.console().print(table)
+  if found:
+    cli.console().print(table)
   cli.console().print_json(json.dumps(figures))
 
 

@@ -18,38 +18,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from iclm import axes, experts
 from iclm.compose import serving
-from iclm.compose.cache import Passes
-from iclm.compose.interface import Intervention
-from iclm.config import Config
 from iclm.nn import transformer
-from iclm.routing import Routing
 
 
-def run(
-  config: Config,
-  decoder: transformer.Decoder,
-  expert: experts.Expert,
-  passes: Passes,
-  params: Any,
-  x_BTD: Float[Array, "B T D"],
-  shared: transformer.Shared,
-  routed: Routing,
-  keys: tuple[Any, Any],
-  do: Intervention,
-  at_BC: Int[Array, "B C"] | None,
-) -> tuple[Array, Array, Array]:
-  """Returns logits_BTV, messages_SBTZ and rate_SBT.
-
-  Args:
-    passes: runs the layers; under a cache, `lower`, `core` and `upper` each have a past.
-    x_BTD: states of the trunk.
-    keys: of dropout and of the messages; None for deterministic.
-    at_BC: the positions that are asked for; None for all.
-  """
+def run(upper: serving.Upper) -> tuple[Array, Array, Array]:
+  """Returns logits_BTV, messages_SBTZ and rate_SBT; its passes are `lower`, `core` and `upper`."""
+  config, decoder, expert, passes, params, x_BTD, shared, routed, keys, do, at_BC = upper
   t, n_inputs = config.topology, len(x_BTD)
   split = lambda key: (None, None, None) if key is None else jax.random.split(key, 3)
   drop, noise = map(split, keys)

@@ -169,12 +169,12 @@ def _apply(
   if routed is None:
     read_BTD = {"embed": embedded_BTD, "trunk": x_BTD, "base": base_BTD}[config.router.reads]
     routed, prompt = _route(config, params["router"], read_BTD, batch, k_route, do, tau)
-  given = decoder, expert, passes, params, x_BTD
-  rest = shared, routed, (k_drop, k_noise), do, at_BC
+  states = params, x_BTD, shared, routed
+  upper = serving.Upper(config, decoder, expert, passes, *states, (k_drop, k_noise), do, at_BC)
   if config.topology.kind == "around":
-    told = *around.run(config, *given, *rest), None
+    told = *around.run(upper), None
   else:
-    told = parallel.run(config, *given, base_BTD if apart else None, *rest, alone)
+    told = parallel.run(upper, base_BTD if apart else None, alone=alone)
   logits_BTV, messages_SBTZ, rate_SBT, alone_SBTV = told
   cached = passes.grown(batch, None if config.router.level == "token" else routed)
   return Output(logits_BTV, routed, messages_SBTZ, rate_SBT, alone_SBTV, prompt, cached)

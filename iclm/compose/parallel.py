@@ -11,42 +11,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from iclm import experts
 from iclm.compose import serving
-from iclm.compose.cache import Passes
-from iclm.compose.interface import Intervention
 from iclm.config import Config
-from iclm.nn import combine, transformer
-from iclm.routing import Routing
+from iclm.nn import combine
 
 
 def run(
-  config: Config,
-  decoder: transformer.Decoder,
-  expert: experts.Expert,
-  passes: Passes,
-  params: Any,
-  x_BTD: Float[Array, "B T D"],
-  base_BTD: Float[Array, "B T D"] | None,
-  shared: transformer.Shared,
-  routed: Routing,
-  keys: tuple[Any, Any],
-  do: Intervention,
-  at_BC: Int[Array, "B C"] | None,
-  alone: bool,
+  upper: serving.Upper, base_BTD: Float[Array, "B T D"] | None, *, alone: bool
 ) -> tuple[Array, Any, Any, Any]:
   """Returns logits_BTV, messages_SBTZ, rate_SBT, and alone_SBTV where asked for.
 
   Args:
-    passes: runs the layers; under a cache, `streams` has a past.
-    x_BTD: states of the trunk.
+    upper: its one pass is `streams`.
     base_BTD: states of the base; None where nothing needs them, or where they are computed with
       the streams (residual, under a cache).
-    keys: of dropout and of the messages; None for deterministic.
-    at_BC: the positions that are asked for; None for all.
   """
+  config, decoder, expert, passes, params, x_BTD, shared, routed, keys, do, at_BC = upper
   k_drop, k_noise = keys
   served = serving.serve(config, params, routed, x_BTD.shape[1])
   joins = config.combine == "residual" and base_BTD is None

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from iclm import axes, experts, information
+from iclm.compose.cache import Passes
 from iclm.compose.interface import Intervention
 from iclm.config import Config, InputError
+from iclm.nn import transformer
 from iclm.routing import Routing
 
 
@@ -54,6 +56,22 @@ def check_finite(config: Config, params: Any) -> None:
         f"config.compute = {config.compute!r}, config.router.kind = {config.router.kind!r} every "
         "input would feel it"
       )
+
+
+class Upper(NamedTuple):
+  """What either topology runs the layers above the trunk on."""
+
+  config: Config
+  decoder: transformer.Decoder
+  expert: experts.Expert
+  passes: Passes  # Runs the layers; under a cache, each that it is asked for by name has a past.
+  params: Any
+  x_BTD: Float[Array, "B T D"]  # States of the trunk.
+  shared: transformer.Shared
+  routed: Routing
+  keys: tuple[Any, Any]  # Of dropout and of the messages; None for deterministic.
+  do: Intervention
+  at_BC: Int[Array, "B C"] | None  # The positions that are asked for; None for all.
 
 
 class Served(NamedTuple):

@@ -10,11 +10,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from iclm import compose, generate, sharding
+from iclm import compose, generate, processes, sharding
 from iclm.config import Config, InputError
 from iclm.data import pipeline, rows
 from iclm.data.tokenizer import Tokenizer
@@ -122,8 +121,8 @@ def score(
     n_tokens = generate.bucket(max(map(len, taken)), most)
     laid = [_lay_out(each, tokenizer, n_tokens) for each in taken]
     batch = pipeline.fill(laid, [-1] * len(laid), size, tokenizer)
-    scored = scorer(params, sharding.put_batch(batch, mesh), None, compose.NOTHING)
-    logp_BT, hit_BT = jax.device_get((scored.logp_BT, scored.hit_BT))
+    scored = scorer(params, sharding.put_whole(batch, mesh), None, compose.NOTHING)
+    logp_BT, hit_BT = processes.fetch((scored.logp_BT, scored.hit_BT))
     counts_BT = batch.loss_mask_BT > 0
     nats_B = np.where(counts_BT, logp_BT, 0).sum(axis=1, dtype=np.float64)
     greedy_B = (hit_BT | ~counts_BT).all(axis=1)

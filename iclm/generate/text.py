@@ -188,7 +188,7 @@ class Generator:
     """The first tokens; and each prompt's expert, with the router's confidence in it."""
     context, pad_id = prompts.limit(self._config), self._tokenizer.pad_id
     n_tokens = prompts.bucket(max(map(len, batch)), context)
-    rows = sharding.put_batch(prompts.lay_out(batch, self._size, n_tokens, pad_id), self._mesh)
+    rows = sharding.put_whole(prompts.lay_out(batch, self._size, n_tokens, pad_id), self._mesh)
     left_B = np.zeros(self._size, np.int32)
     left_B[: len(batch)] = [min(options.max_tokens, context - len(p) + 1) for p in batch]
     keys_B = self._keys(batch, options.seed)

@@ -4,7 +4,6 @@ A folder holds adapter_config.json and adapter_model.safetensors. Which matrices
 tensors say; the config says their scale, and whether they are all that there is.
 """
 
-import json
 import math
 import pathlib
 import re
@@ -90,7 +89,6 @@ def exportable(c: Config, params: Any, expert: int | Literal["invariant"]) -> Ad
   """
   adapter = adapter_of(c, params, expert)
   for key, value, only in (
-    ("experts.kind", c.experts.kind, "lora"),
     ("bottleneck.kind", c.bottleneck.kind, "none"),
     ("topology.kind", c.topology.kind, "parallel"),
   ):
@@ -178,24 +176,17 @@ def load_adapter(
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:
   """The config of an adapter that is nothing but LoRA."""
   path = folder / CONFIG
-  try:
-    told = json.loads(path.read_text("utf-8"))
-  except FileNotFoundError:
-    raise InputError(f"{folder} holds no {CONFIG}; name a folder of peft") from None
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path} cannot be read as JSON: {error}") from None
-  if not isinstance(told, dict):
-    raise InputError(f"{path} must hold one JSON object, not {type(told).__name__}")
-  for key, value in told.items():
+  told = whole.read_json(path, "peft")
+  for key, value in ({"peft_type": None} | told).items():
     only = _ONLY.get(key)
     if key in _TOLD or (only is None and not value) or (only is not None and value in only):
       continue
     can = f"only {', '.join(map(repr, only))} is" if only else "leave it out"
     raise InputError(f"{path}: {key} = {value!r} is not supported; {can}")
-  for key in ("r", "lora_alpha"):
+  for key, kind, what in (("r", int, "whole number"), ("lora_alpha", (int, float), "number")):
     value = told.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-      raise InputError(f"{path}: {key} = {value!r} must be a number above 0")
+    if isinstance(value, bool) or not isinstance(value, kind) or value <= 0:
+      raise InputError(f"{path}: {key} = {value!r} must be a {what} above 0")
   return told
 
 
@@ -203,6 +194,8 @@ def _read_layers(
   folder: pathlib.Path, tensors: files.Tensors, told: dict[str, Any], c: Config, old: Adapter
 ) -> dict[str, dict[str, np.ndarray]]:
   path, rank = folder / WEIGHTS, told["r"]
+  if not tensors.found:
+    raise InputError(f"{path} holds no tensor: there is no adapter in it")
   if rank > c.experts.rank:
     raise InputError(
       f"{folder / CONFIG}: r = {rank} is more than config.experts.rank = {c.experts.rank}; a run "

@@ -5,12 +5,12 @@ What changes the function of the model and has no key of ours is refused by name
 is the one that `transformers` 5 takes, and stands here in `FAMILIES`.
 """
 
-import json
 import pathlib
 from typing import Any, NamedTuple
 
 from iclm import config
 from iclm.config import InputError
+from iclm.hf import whole
 
 CONFIG = "config.json"
 
@@ -67,7 +67,9 @@ _LLAMA3 = {
 def is_folder(folder: str | pathlib.Path) -> bool:
   """Whether this is a folder of `transformers`, at fault or not: its config.json says so."""
   path = pathlib.Path(folder).expanduser() / CONFIG
-  return path.is_file() and not {"architectures", "model_type"}.isdisjoint(_read(path))
+  return path.is_file() and not {"architectures", "model_type"}.isdisjoint(
+    whole.read_json(path, "transformers")
+  )
 
 
 def read_model(folder: str | pathlib.Path) -> dict[str, Any]:
@@ -81,7 +83,7 @@ def read_model(folder: str | pathlib.Path) -> dict[str, Any]:
       not supported (the nearest one is named), or it asks for what our decoder has not.
   """
   path = pathlib.Path(folder).expanduser() / CONFIG
-  given = _read(path)
+  given = whole.read_json(path, "transformers")
   family = FAMILIES[_architecture(path, given)]
   said = _Reader(path, family.absent | given)
   for key, only in _ONLY.items():
@@ -173,18 +175,6 @@ class _Reader(NamedTuple):
 
   def flag(self, key: str) -> bool:
     return self.get(key, bool, "true or false")
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    given = json.loads(path.read_text("utf-8"))
-  except FileNotFoundError:
-    raise InputError(f"{path.parent} holds no {CONFIG}; name a folder of transformers") from None
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path} cannot be read as JSON: {error}") from None
-  if not isinstance(given, dict):
-    raise InputError(f"{path} must hold one JSON object, not {type(given).__name__}")
-  return given
 
 
 def _architecture(path: pathlib.Path, given: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Folders that are there whole, or not at all."""
+"""Folders that are there whole, or not at all, and the JSON objects in them."""
 
 import contextlib
 import json
@@ -32,6 +32,23 @@ def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     raise InputError(f"cannot write {path}: {error.strerror or error}") from None
   finally:
     shutil.rmtree(beside, ignore_errors=True)
+
+
+def read_json(path: pathlib.Path, maker: str) -> dict[str, Any]:
+  """The object that a file of a folder of `maker` holds.
+
+  Raises:
+    InputError: there is no such file, or it is no JSON object.
+  """
+  try:
+    given = json.loads(path.read_text("utf-8"))
+  except FileNotFoundError:
+    raise InputError(f"{path.parent} holds no {path.name}; name a folder of {maker}") from None
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path} cannot be read as JSON: {error}") from None
+  if not isinstance(given, dict):
+    raise InputError(f"{path} must hold one JSON object, not {type(given).__name__}")
+  return given
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
