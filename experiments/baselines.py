@@ -36,8 +36,13 @@ def dense_lora(c: Config) -> Config:
   beside it, as it would be under "residual".
 
   Raises:
-    InputError: the adapter would be wider than the base.
+    InputError: the adapter would be wider than the base, or the run's experts have no rank.
   """
+  if c.experts.kind == "full":
+    raise config.InputError(
+      "config.experts.kind = 'full' has no rank that a dense LoRA could match; "
+      "config.study.shift.lora_lr = 0 leaves it out"
+    )
   n = rank_ratio(c)
   e = c.experts
   if n * e.rank > c.model.d_model:

@@ -9,6 +9,8 @@ Suites, each with the figures that it writes under "figures":
            over_plain_lora (step time over a plain LoRA step on 2B rows plus a frozen forward on B),
            and the same with half of the layers as trunk
   loss     loss_share: bottleneck and dependence, of a whole step
+  experts  full_over_dense: tokens/s of experts with matrices of their own over those of a dense
+           model with all layers trained, on 2B rows, and a frozen forward on B
   memory   peak_bytes: growth from the first to the last number of experts, and adapters' own bytes
   compile  growth of the time that compilation takes
   decode   tokens/s of 32 tokens behind a prompt that fills the rest of a row: over a plain decode
@@ -36,6 +38,7 @@ from experiments.cases import Case
 from iclm import axes, config, workdir
 from iclm.audit import hlo, work
 from iclm.config import Config, InputError
+from iclm.nn import transformer
 
 WARMUP = 2  # Steps of each case before any is timed.
 MESHES = ((1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2))
@@ -91,7 +94,7 @@ def train(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], d
   routed = {n: cases.ours(f"routed/{n}", of(n)) for n in counts}
   every = {n: cases.ours(f"all/{n}", of(n, compute="all")) for n in counts}
   trunk = cases.ours(f"routed/{first}/half_trunk", of(first, model=half))
-  plain = cases.plain_lora("plain_lora_2B_and_forward_B", of(first))
+  plain = cases.plain("plain_lora_2B_and_forward_B", of(first))
   found = [*routed.values(), *every.values(), trunk, plain]
   cases.time_in_turns(found, WARMUP, repeats)
   floor = lambda n: (2 + 4 * (n + 1)) / (2 + 8)
@@ -106,6 +109,22 @@ def train(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], d
   figures["over_plain_lora"] = _ratio(routed[last], plain)
   figures["over_plain_lora_half_trunk"] = _ratio(trunk, plain)
   return found, figures
+
+
+def full_experts(
+  c: Config, counts: Sequence[int], repeats: int
+) -> tuple[list[Case], dict[str, Any]]:
+  c = _with(c, experts={"kind": "full", "projections": transformer.PROJECTIONS})
+  full = {n: cases.ours(f"full/{n}", _with(c, experts={"count": n})) for n in counts}
+  dense = cases.plain("dense_2B_and_forward_B", c)
+  found = [*full.values(), dense]
+  cases.time_in_turns(found, WARMUP, repeats)
+  first, last = counts[0], counts[-1]
+  return found, {
+    # Tokens/s are the inverse of the time.
+    "full_over_dense": {str(n): _ratio(dense, case) for n, case in full.items()},
+    f"growth_{last}_over_{first}": _ratio(full[last], full[first]),
+  }
 
 
 def loss(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
@@ -184,6 +203,7 @@ def loop(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], di
 SUITES: dict[str, Callable[..., tuple[list[Case], dict[str, Any]]]] = {
   "train": train,
   "loss": loss,
+  "experts": full_experts,
   "memory": memory,
   "compile": compilation,
   "decode": decode,

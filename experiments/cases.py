@@ -114,8 +114,9 @@ def ours(name: str, c: Config) -> Case:
   return Case(name, lowered, state, args, counted, size)
 
 
-def plain_lora(name: str, c: Config) -> Case:
-  """What the model is to be compared with: one LoRA on twice the rows, and a frozen forward pass.
+def plain(name: str, c: Config) -> Case:
+  """What the model is to be compared with: one dense model on twice the rows, and a frozen forward
+  pass; the dense one has a LoRA, or trains all layers where the experts are full ones.
 
   Written without the composition: the decoder, an expert's adapters, the cross-entropy and AdamW.
   """
@@ -124,16 +125,16 @@ def plain_lora(name: str, c: Config) -> Case:
   decoder = transformer.Decoder(m, vocab, 0.0)
   twice, once = (jax.tree.map(jnp.asarray, random_batch(c, n * c.batch_size)) for n in (2, 1))
   base = sharding.unbox(transformer.init(decoder, jax.random.key(0)))
-  adapters = sharding.unbox(experts.make(c, m.layers).init(jax.random.key(1)))["adapter"]
   tx = optax.adamw(c.optimizer.lr, c.optimizer.b1, c.optimizer.b2, c.optimizer.eps)
-  scale = e.alpha / e.rank
+  if e.kind == "full":
+    moving = jax.tree.map(jnp.copy, base["upper_layers"])
+  else:
+    moving = sharding.unbox(experts.make(c, m.layers).init(jax.random.key(1)))["adapter"]
 
-  def forward(base, adapters, batch):
+  def forward(base, layers, batch):
     mask_BTT = transformer.attention_mask(batch.segment_BT, None)
     one_BTE = jnp.ones((*batch.tokens_BT.shape, 1))
     shared = transformer.shared(m, batch.position_BT, mask_BTT, one_BTE)
-    # Behind the layer's axis one for experts, of which there is one.
-    layers = {name: (x["a"][:, None], x["b"][:, None] * scale) for name, x in adapters.items()}
     call = lambda method, *args: decoder.apply({"params": base}, *args, method=method)
     state_BTD: Any = call("upper", call("embed", batch.tokens_BT), layers, shared)
     _, at_BC = jax.lax.top_k(batch.loss_mask_BT, c.data.counted or c.data.seq_len)
@@ -141,17 +142,21 @@ def plain_lora(name: str, c: Config) -> Case:
     logits_BCV: Any = call("unembed", jnp.take_along_axis(state_BTD, at_BC[..., None], axis=1))
     return logits_BCV, pick(batch.targets_BT), pick(batch.loss_mask_BT)
 
-  def loss(adapters, base, batch):
-    return losses.next_token_xent(*forward(base, adapters, batch))[0]
+  def loss(moving, base, batch):
+    if e.kind == "full":
+      return losses.next_token_xent(*forward(base | {"upper_layers": moving}, {}, batch))[0]
+    # Behind the layer's axis one for experts, of which there is one.
+    scaled = {k: (x["a"][:, None], x["b"][:, None] * e.alpha / e.rank) for k, x in moving.items()}
+    return losses.next_token_xent(*forward(base, scaled, batch))[0]
 
   def advance(state, base, twice, once):
-    adapters, moments = state
-    value, grads = jax.value_and_grad(loss)(adapters, base, twice)
-    updates, moments = tx.update(grads, moments, adapters)
+    moving, moments = state
+    value, grads = jax.value_and_grad(loss)(moving, base, twice)
+    updates, moments = tx.update(grads, moments, moving)
     seen, *_ = forward(base, {}, once)
-    return (optax.apply_updates(adapters, updates), moments), value, jnp.mean(seen)
+    return (optax.apply_updates(moving, updates), moments), value, jnp.mean(seen)
 
-  state = adapters, tx.init(adapters)
+  state = moving, tx.init(moving)
   args = base, twice, once
   lowered = jax.jit(advance, donate_argnums=0).lower(state, *args)
   return Case(name, lowered, state, args, flops.of(advance, state, *args), 0)

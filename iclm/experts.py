@@ -1,15 +1,16 @@
 """Experts as pure functions: `init` makes one, `apply` runs rows of a batch through their experts.
 
-An expert of kind `lora` is a set of adapters on the upper layers of the shared base, and a message
-head: what it has to say is a random message z of width Z, read off its own final state, and `out`
-turns z into a contribution to the residual stream. Domain experts are stacked on a leading axis E
-by `jax.vmap` over keys; the always-on invariant expert is one more of the same make.
+An expert changes the upper layers of the shared base, and has a message head: what it has to say is
+a random message z of width Z, read off its own final state, and `out` turns z into a contribution
+to the residual stream. Of kind `lora` it changes them by adapters, of kind `full` by matrices of
+its own, kept as what they add to the base's. Domain experts are stacked on a leading axis E by
+`jax.vmap` over keys; the always-on invariant expert is one more of the same make.
 
-Rows are served *gathered* (each row brings its expert's parameters, picked by index) or *block*
-(all experts' parameters and a weight per expert and position); see `iclm.nn.lora`.
+Rows are served *gathered* (each row brings its expert's parameters, picked by index) or, adapters,
+*block* (all experts' parameters and a weight per expert and position); see `iclm.nn.lora`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from iclm import axes
 from iclm.config import Config
-from iclm.nn import lora, transformer
+from iclm.nn import lora, picked, transformer
 
 # Noise of a fresh message: sigma = exp(-2), well below the unit scale of its mean.
 LOG_SIGMA_INIT = -2.0
@@ -29,6 +30,8 @@ class Expert(NamedTuple):
   """The pure functions of one kind of expert.
 
   init(key) -> params of one expert, boxed with logical axis names.
+  rows(stacks, index_N) -> params of each row, gathered: its expert out of stacks that are numbered
+    one behind the other; -1 is the base, unchanged and silent.
   apply(params, run, key) -> state_BTD: layers of the base, adapted. `run` takes the adapters of the
     layers and returns the final states.
   encode(params, state_BTD, weights_BTE) -> mu_BTZ, log_sigma_BTZ of a message per position.
@@ -39,30 +42,25 @@ class Expert(NamedTuple):
   """
 
   init: Callable[[Array], Any]
+  rows: Callable[[Sequence[Any], Int[Array, "N"]], Any]
   apply: Callable[..., Float[Array, "B T D"]]
   encode: Callable[..., tuple[Float[Array, "B T Z"], ...]]
   decode: Callable[..., Float[Array, "B T D"]]
 
 
 def make(config: Config, n_layers: int) -> Expert:
-  """The expert of a config, with adapters on `n_layers` layers.
+  """The expert of a config, which changes `n_layers` layers.
 
   Source: Gendron et al. 2024, section 3 (experts as adapters on one base); the message and its
   `out` matrix are ours. `out` starts at zero under the residual combine, so that a fresh model is
   the base bitwise; z reads the state, not the adapter's delta, so that its gradient is not zero.
   """
-  e, m, kind, width = config.experts, config.model, config.bottleneck.kind, config.bottleneck.width
-  sizes = _sizes(config)
+  m, kind, width = config.model, config.bottleneck.kind, config.bottleneck.width
+  init_adapter, pick, layers = (_full if config.experts.kind == "full" else _lora)(config, n_layers)
 
   def init(key: Array) -> Any:
-    keys = dict(zip(transformer.PROJECTIONS, jax.random.split(key, len(sizes)), strict=True))
-    adapter = {}
-    for name in e.projections:
-      d_in, d_out = sizes[name]
-      one = lambda k, d_in=d_in, d_out=d_out: lora.init(k, d_in, d_out, e.rank)
-      a_LDR, b_LRF = jax.vmap(one)(jax.random.split(keys[name], n_layers))
-      adapter[name] = {"a": _box(a_LDR), "b": _box(b_LRF)}
-    return {"adapter": adapter} | ({} if kind == "none" else {"message": init_message(key)})
+    message = {} if kind == "none" else {"message": init_message(key)}
+    return {"adapter": init_adapter(key)} | message
 
   def init_message(key):
     k_mu, k_sigma, k_out = jax.random.split(jax.random.fold_in(key, 1), 3)
@@ -75,15 +73,15 @@ def make(config: Config, n_layers: int) -> Expert:
       "out": normal(k_out, width, m.d_model, loud),
     }
 
+  def rows(stacks, index_N):
+    of = lambda part, pick: jax.tree.map(
+      lambda *each: pick(each, index_N), *(stack[part] for stack in stacks)
+    )
+    message = {} if kind == "none" else {"message": of("message", picked.pick)}
+    return {"adapter": of("adapter", pick)} | message
+
   def apply(params, run, key):
-    layers: dict[str, Any] = {}
-    for name, pair in params["adapter"].items():
-      a, b = (jnp.moveaxis(pair[x], 1, 0) for x in ("a", "b"))
-      layers[name] = (a, b * (e.alpha / e.rank))
-    if key is not None and e.dropout > 0:
-      n_layers = jax.tree.leaves(params["adapter"])[0].shape[1]
-      layers["key"] = jax.random.split(key, n_layers)
-    return run(layers)
+    return run(layers(params["adapter"], key))
 
   def encode(params, state_BTD, weights_BTE):
     p = params["message"]
@@ -97,7 +95,7 @@ def make(config: Config, n_layers: int) -> Expert:
   def decode(params, z_BTZ, weights_BTE):
     return _mixed(z_BTZ, params["message"]["out"], weights_BTE)
 
-  return Expert(init, apply, encode, decode)
+  return Expert(init, rows, apply, encode, decode)
 
 
 def stack(init: Callable[[Array], Any], key: Array, count: int, alike: bool) -> Any:
@@ -109,14 +107,58 @@ def stack(init: Callable[[Array], Any], key: Array, count: int, alike: bool) -> 
   return jax.tree.map(lambda box: box.add_axis(0, name), boxed, is_leaf=is_box)
 
 
-def gather(stacked: Any, index_B: Int[Array, "B"]) -> Any:
-  """Each row's expert. Its gradient scatters into the stack: exactly zero where no row picked."""
-  return jax.tree.map(lambda x: x[index_B], stacked)
+def _lora(config: Config, n_layers: int):
+  """Adapters: their init, how rows pick a leaf out of stacks, and what the layers are given."""
+  e, sizes = config.experts, _sizes(config)
+
+  def init(key):
+    keys = dict(zip(transformer.PROJECTIONS, jax.random.split(key, len(sizes)), strict=True))
+    adapter = {}
+    for name in e.projections:
+      d_in, d_out = sizes[name]
+      one = lambda k, d_in=d_in, d_out=d_out: lora.init(k, d_in, d_out, e.rank)
+      a_LDR, b_LRF = jax.vmap(one)(jax.random.split(keys[name], n_layers))
+      adapter[name] = {"a": _box(a_LDR), "b": _box(b_LRF)}
+    return adapter
+
+  def layers(adapter, key):
+    found: dict[str, Any] = {}
+    for name, pair in adapter.items():
+      a, b = (jnp.moveaxis(pair[x], 1, 0) for x in ("a", "b"))
+      found[name] = (a, b * (e.alpha / e.rank))
+    if key is not None and e.dropout > 0:
+      n_layers = jax.tree.leaves(adapter)[0].shape[1]
+      found["key"] = jax.random.split(key, n_layers)
+    return found
+
+  return init, picked.pick, layers
 
 
-def repeat(params: Any, n_rows: int) -> Any:
-  """One expert for every row."""
-  return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (n_rows, *x.shape)), params)
+def _full(config: Config, n_layers: int):
+  """Matrices of its own, as `_lora`. They start at zero: a fresh expert is the base.
+
+  Norms keep the base's gains: what another gain would do, the matrices behind it can. Weight decay
+  pulls an expert to the base.
+  """
+  sizes = _sizes(config)
+
+  def init(key):
+    del key
+    zeros = lambda name: jnp.zeros((n_layers, *sizes[name]))
+    box = lambda name: nn.LogicallyPartitioned(zeros(name), (None, *transformer.NAMES[name]))
+    return {name: {"delta": box(name)} for name in config.experts.projections}
+
+  def layers(adapter, key):
+    del key
+    found = {}
+    for name, own in adapter.items():
+      stacks, index_N = own["delta"]
+      of_layer = tuple(jnp.moveaxis(x, 1, 0) for x in stacks)
+      index_LN = jnp.broadcast_to(index_N, (len(of_layer[0]), *index_N.shape))
+      found[name] = picked.Picked(of_layer, index_LN)
+    return found
+
+  return init, picked.Picked, layers
 
 
 def _mixed(x_BTD: Array, w: Array, weights_BTE: Array | None) -> Array:

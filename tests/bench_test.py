@@ -12,6 +12,7 @@ from experiments import bench, cases
 from iclm import compose, config, optim, sharding, step
 from iclm.audit import flops
 from iclm.config import InputError
+from iclm.nn import transformer
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_the_number_of_experts_is_free():
 def test_a_plain_lora_step_is_the_formula(small):
   # At width 32 attention and head weigh much: all of it, by hand, per token of one row. The head
   # is there for the 4 tokens of an answer.
-  case = cases.plain_lora("plain", small)
+  case = cases.plain("plain", small)
   d, f, t, v, r, layers = 32, 48, 16, 32, 2, 2
   base = layers * (4 * d * d + 3 * d * f) + d * v * 4 / 16
   attention, adapters = layers * 2 * d * t, layers * 4 * 2 * d * r
@@ -72,6 +73,17 @@ def test_a_plain_lora_step_is_the_formula(small):
   stream = 2 * (2 * base + 3 * attention + 3 * adapters)
   expected = 8 * t * (2 * stream + 2 * (base + attention))
   assert case.flops == pytest.approx(expected, rel=0.02)
+
+
+def test_full_experts_compute_what_dense_layers_do():
+  full = {"kind": "full", "projections": transformer.PROJECTIONS}
+  found = counted(experts=full | {"count": 2})
+  assert counted(experts=full | {"count": 32}) == pytest.approx(found, rel=0.001)
+  # Per token, layer and stream: a gradient of every weight in place of adapters of rank 8 at four
+  # projections, forward and both ways back.
+  weights, adapters = 4 * 256**2 + 3 * 256 * 688, 4 * 8 * (256 + 256)
+  more = 8 * 256 * 4 * 2 * (2 * weights - 6 * adapters)
+  assert found - counted(experts={"count": 2}) == pytest.approx(more, rel=0.01)
 
 
 def test_bytes_grow_by_the_adapters(small):

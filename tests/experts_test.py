@@ -23,14 +23,11 @@ def test_stacked_experts_differ_and_start_silent():
   assert not params["message"]["out"].any()
 
 
-def test_gather_picks_and_its_gradient_goes_back_to_the_picked():
-  params = {"w": jnp.arange(6.0).reshape(3, 2)}
-  index_B = jnp.array([2, 0, 2])
-  np.testing.assert_array_equal(experts.gather(params, index_B)["w"], [[4, 5], [0, 1], [4, 5]])
-  loss = lambda p: experts.gather(p, index_B)["w"].sum()
-  np.testing.assert_array_equal(jax.grad(loss)(params)["w"], [[1, 1], [0, 0], [2, 2]])
-
-
-def test_repeat_serves_every_row_alike():
-  got = experts.repeat({"w": jnp.array([1.0, 2.0])}, 3)["w"]
-  np.testing.assert_array_equal(got, [[1, 2]] * 3)
+def test_rows_have_their_expert_or_nothing():
+  expert = experts.make(tiny(), n_layers=2)
+  params = jax.tree.map(lambda x: x + 1, stacked())
+  rows = expert.rows([params], jnp.array([2, -1]))
+  jax.tree.map(
+    lambda x, y: np.testing.assert_array_equal(x, y[2]), jax.tree.map(lambda x: x[0], rows), params
+  )
+  assert not any(x[1].any() for x in jax.tree.leaves(rows))

@@ -33,6 +33,7 @@ MODELS = {
   "plain": OFF | {"experts__kind": "none"},
   "block": {"router__gradient": "all"},
   "soft": {"router__kind": "soft"},
+  "full": {"experts__kind": "full", "experts__projections": ("q", "down")},
   "every expert": {"compute": "all"},
   "reads the base": {"router__reads": "base", "combine": "logits"},
   "by token": {"router__level": "token", "router__reads": "base", "combine": "logits"},

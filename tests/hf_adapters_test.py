@@ -92,8 +92,9 @@ def test_what_goes_out_comes_in_again(expert, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, read.layers, jax.tree.map(np.asarray, adapter.layers))
 
 
-def test_a_merged_expert_is_its_stream(tmp_path):
-  c, made, params = start()
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_merged_expert_is_its_stream(kind, tmp_path):
+  c, made, params = start(experts__kind=kind)
   hf.save_base(
     params["base"], c.model, tmp_path / "merged", dtype="float32", max_bytes=8_000, tokenizer=None,
     adapter=hf.exportable(c, params, 1),
@@ -107,6 +108,15 @@ def test_a_merged_expert_is_its_stream(tmp_path):
   np.testing.assert_allclose(got, stream(made, params, tokens_BT, 1), rtol=0, atol=2e-4)
   # The trunk is the base's own.
   np.testing.assert_array_equal(merged["trunk_layers"]["q"], params["base"]["trunk_layers"]["q"])
+
+
+def test_whole_matrices_are_no_adapter(tmp_path):
+  c, _, params = start(experts__kind="full")
+  adapter = hf.exportable(c, params, 1)
+  with pytest.raises(InputError, match="only merged into its base"):
+    hf.save_adapter(adapter, c, tmp_path / "out", base_sha256="", base_name="base")
+  with pytest.raises(InputError, match="no adapter can take its place"):
+    hf.load_adapter(GOLDEN / PEFT, c, adapter, None)
 
 
 def test_the_hash_is_of_the_tensors_and_not_of_their_layout():

@@ -81,6 +81,7 @@ def test_eight_devices_share_the_work_of_one():
     {"trains.base": True, "model.remat": True},
     {"compute": "all"},
     {"router.kind": "soft"},
+    {"experts.kind": "full", "trains.base": True, "model.remat": True},
     {"model.trunk_layers": 2, "loss.aux": 0.1},
     {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0},
   ],

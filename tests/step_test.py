@@ -145,7 +145,7 @@ def test_a_weight_that_weighs_nothing_is_refused():
 
 
 SHARDED = """
-import json
+import json, sys
 import jax
 from iclm import axes, compose, optim, sharding, step
 from tests.conftest import VOCAB, make_batch, tiny
@@ -154,6 +154,8 @@ found = {}
 for sizes in ((1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)):
   mesh = {f"mesh__{name}": size for name, size in zip(axes.MESH, sizes)}
   more = {"fsdp": sizes == (2, 2, 2), "steps": 20, "optimizer__warmup": 2}
+  if sys.argv[1] == "full":
+    more |= {"experts__kind": "full", "experts__projections": ("q", "down")}
   c = tiny(experts__count=4, model__kv_heads=2, **more, **mesh)
   mesh = sharding.make_mesh(c.mesh)
   model, tx = compose.build(c, VOCAB, mesh), optim.from_config(c)
@@ -170,17 +172,23 @@ for sizes in ((1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)):
     "domain": shard(state.params["domain"]["message"]["out"]),
     "moment": shard(state.opt_state["domain"].mu["message"]["out"]),
     "q": shard(state.params["base"]["upper_layers"]["q"]),
+    "own": shard(jax.tree.leaves(state.params["domain"]["adapter"]["q"])[0]),
   }
 print(json.dumps(found))
 """
 
 
-def test_eight_devices_give_the_losses_of_one_and_hold_their_part_only():
-  found = on_eight_devices(SHARDED)
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_eight_devices_give_the_losses_of_one_and_hold_their_part_only(kind):
+  found = on_eight_devices(SHARDED, kind)
   one = found["(1, 1, 1)"]["losses"]
   for sizes, run in found.items():
     np.testing.assert_allclose(run.pop("losses"), one, rtol=1e-5, err_msg=sizes)
     assert run.pop("compiled") == 1  # The state that comes out is of the kind that goes in.
+  # Of experts (E, layers, D, R) = (4, 2, 16, 2), or (E, layers, D, heads * head size).
+  own = {"lora": ([4, 2, 16, 2], [1, 2, 16, 2], [2, 2, 16, 2])}
+  own["full"] = [4, 2, 16, 16], [1, 2, 16, 16], [2, 2, 8, 8]
+  assert tuple(found[str(s)].pop("own") for s in ((8, 1, 1), (2, 4, 1), (2, 2, 2))) == own[kind]
   # (E, Z, D) = (4, 4, 16) and (layers, D, heads * head size) = (2, 16, 16) on one device.
   assert found["(8, 1, 1)"] == {"domain": [4, 4, 16], "moment": [4, 4, 16], "q": [2, 16, 16]}
   assert found["(2, 4, 1)"] == {"domain": [1, 4, 16], "moment": [1, 4, 16], "q": [2, 16, 16]}

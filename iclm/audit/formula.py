@@ -13,14 +13,15 @@ def train_step(c: Config) -> float:
   """Returns operations of one step over all devices."""
   m, moves = c.model, c.trains.base
   n_upper = m.layers - m.trunk_layers
-  once = lambda backward: _layer(c, backward, moves)
+  every = float(sum(_weights(c).values()))
+  once = lambda backward: _layer(c, backward, every * moves)
   per_token = m.trunk_layers * once(moves)
   if c.experts.kind == "none":
     per_token += n_upper * once(moves)
   else:
     if c.combine == "residual" or c.router.reads == "base":
       per_token += n_upper * once(moves and c.combine == "residual")
-    per_token += _streams(c) * n_upper * (once(True) + _adapters(c))
+    per_token += _streams(c) * n_upper * _adapted(c, every * moves)
   n_counted = c.data.counted or c.data.seq_len
   # Around a core the domain expert's message is what the core reads of every token.
   n_said = c.data.seq_len if c.topology.kind == "around" else n_counted
@@ -28,18 +29,25 @@ def train_step(c: Config) -> float:
   return c.batch_size * per_row
 
 
-def _layer(c: Config, backward: bool, moves: bool) -> float:
+def _weights(c: Config) -> dict[str, int]:
+  """Parameters of each matrix of a layer."""
   m = c.model
   inner, kv = m.heads * m.head_size, m.kv_heads * m.head_size
-  down = m.d_model * m.d_ff
-  weights = m.d_model * (2 * inner + 2 * kv) + 3 * down
-  attention = 4 * inner * c.data.seq_len
+  sizes = {"q": m.d_model * inner, "k": m.d_model * kv, "v": m.d_model * kv, "o": inner * m.d_model}
+  return sizes | dict.fromkeys(("gate", "up", "down"), m.d_model * m.d_ff)
+
+
+def _layer(c: Config, backward: bool, moved: float) -> float:
+  """Of one layer; `moved` of its weights get a gradient."""
+  m, sizes = c.model, _weights(c)
+  weights = sum(sizes.values())
+  attention = 4 * m.heads * m.head_size * c.data.seq_len
   forward = 2 * weights + attention
   if not backward:
     return forward
   # What is computed again: all but the last product, which nothing backward reads.
-  again = forward - 2 * down if m.remat else 0.0
-  return forward + again + 2 * weights * (1 + moves) + 2 * attention
+  again = forward - 2 * sizes["down"] if m.remat else 0.0
+  return forward + again + 2 * weights + 2 * moved + 2 * attention
 
 
 def _streams(c: Config) -> int:
@@ -51,14 +59,18 @@ def _streams(c: Config) -> int:
   return len(compose.streams(c))
 
 
-def _adapters(c: Config) -> float:
-  """Of one layer, forward and backward with respect to states and weights."""
+def _adapted(c: Config, moved: float) -> float:
+  """Of one layer of a stream, forward and backward with respect to states and weights."""
   m, e = c.model, c.experts
+  if e.kind == "full":  # The gradient of a sum of two matrices is that of either.
+    own = sum(_weights(c)[name] for name in e.projections)
+    return _layer(c, True, max(moved, own))
   inner, kv = m.heads * m.head_size, m.kv_heads * m.head_size
   wide = {"q": m.d_model + inner, "k": m.d_model + kv, "v": m.d_model + kv, "o": inner + m.d_model}
   wide |= dict.fromkeys(("gate", "up", "down"), m.d_model + m.d_ff)
   served = e.count + e.invariant if compose.is_block(c) else 1
-  return served * e.rank * sum(wide[name] for name in e.projections) * (8 if m.remat else 6)
+  adapters = served * e.rank * sum(wide[name] for name in e.projections) * (8 if m.remat else 6)
+  return _layer(c, True, moved) + adapters
 
 
 def _messages(c: Config) -> float:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from iclm import axes, experts
+from iclm import axes
 from iclm.compose import serving
 from iclm.nn import transformer
 
@@ -28,11 +28,12 @@ from iclm.nn import transformer
 def run(upper: serving.Upper) -> tuple[Array, Array, Array]:
   """Returns logits_BTV, messages_SBTZ and rate_SBT; its passes are `lower`, `core` and `upper`."""
   config, decoder, expert, passes, params, x_BTD, shared, routed, keys, do, at_BC = upper
-  t, n_inputs = config.topology, len(x_BTD)
+  t = config.topology
   split = lambda key: (None, None, None) if key is None else jax.random.split(key, 3)
   drop, noise = map(split, keys)
-  domain = experts.gather(params["domain"], routed.index_B)
-  core = experts.repeat(params["invariant"], n_inputs)
+  domain = expert.rows([params["domain"]], routed.index_B)
+  invariant = jax.tree.map(lambda x: x[None], params["invariant"])
+  core = expert.rows([invariant], jnp.zeros(len(x_BTD), jnp.int32))
 
   def layers(name, x_BTD, first, n, adapted, key):
     if n == 0:
@@ -45,15 +46,15 @@ def run(upper: serving.Upper) -> tuple[Array, Array, Array]:
     served = serving.Served(mine, None, 1, (stream,))
     return serving.speak(config, expert, served, x_BTD, key, do)
 
-  invariant, speaker = map(axes.STREAMS.index, (axes.INVARIANT, axes.DOMAIN))
+  thinker, speaker = map(axes.STREAMS.index, (axes.INVARIANT, axes.DOMAIN))
   strength_SB = serving.strength(config, routed, do)
   below = layers("lower", x_BTD, 0, t.lower, _part(domain, 0, t.lower), drop[0])
   into_BTD, z_domain, rate_domain = say(speaker, domain, below, noise[0])
   into_BTD = (into_BTD * strength_SB[speaker][:, None, None]).astype(x_BTD.dtype)
   n_core = config.model.layers - config.model.trunk_layers - t.lower - t.upper
   inside = layers("core", into_BTD, t.lower, n_core, core, drop[1])
-  out_BTD, z_core, rate_core = say(invariant, core, inside, noise[1])
-  heard_B11 = strength_SB[invariant][:, None, None] > 0
+  out_BTD, z_core, rate_core = say(thinker, core, inside, noise[1])
+  heard_B11 = strength_SB[thinker][:, None, None] > 0
   out_BTD = jnp.where(heard_B11, out_BTD.astype(x_BTD.dtype), into_BTD)
   above = _part(domain, t.lower, t.lower + t.upper)
   top = layers("upper", out_BTD, t.lower + n_core, t.upper, above, drop[2])

@@ -30,9 +30,9 @@ def run(
   """
   config, decoder, expert, passes, params, x_BTD, shared, routed, keys, do, at_BC = upper
   k_drop, k_noise = keys
-  served = serving.serve(config, params, routed, x_BTD.shape[1])
+  serve = functools.partial(serving.serve, config, expert, params, routed, x_BTD.shape[1])
   joins = config.combine == "residual" and base_BTD is None
-  whole = serving.with_base(served) if joins else served
+  served, whole = serve(), serve(with_base=joins)
   repeat = lambda x: passes.pin(jnp.repeat(x, whole.n, axis=0))
   shared = jax.tree.map(repeat, shared)._replace(weights_BTE=served.weights)
 

@@ -77,48 +77,56 @@ class Upper(NamedTuple):
 class Served(NamedTuple):
   """The rows that the upper layers run: `n` per input, in the order of `slots`."""
 
-  params: Any  # Gathered for each row, or all experts where `weights` is given.
+  params: Any  # Of each row, or of all experts where `weights` is given.
   weights: Array | None
   n: int
   slots: tuple[int, ...]  # Stream of each of an input's rows.
 
 
-def serve(config: Config, params: Any, routed: Routing, n_tokens: int) -> Served:
+def serve(
+  config: Config,
+  expert: experts.Expert,
+  params: Any,
+  routed: Routing,
+  n_tokens: int,
+  *,
+  with_base: bool = False,
+) -> Served:
   """Which parameters serve which row. Streams of an input lie side by side, so that rows stay on
-  the device of their input."""
-  names = streams(config)
-  both = [params[name] for name in names]
-  n_inputs = routed.index_B.shape[0]
-  flat = lambda x: x.reshape(-1, *x.shape[2:])
-  if config.compute == "routed" and not is_block(config):
-    picked = experts.gather(params["domain"], routed.index_B)
-    parts = [experts.repeat(p, n_inputs) for p in both[:-1]] + [picked]
-    rows = jax.tree.map(lambda *x: flat(jnp.stack(x, axis=1)), *parts)
-    return Served(rows, None, len(names), tuple(range(len(names))))
-  stacks = [jax.tree.map(lambda x: x[None], p) for p in both[:-1]] + both[-1:]
-  every = jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)
-  n_invariant, n_experts = len(names) - 1, config.experts.count
+  the device of their input.
+
+  Args:
+    with_base: behind the rows of each input lies one more that no expert changes.
+  """
+  names, n_inputs = streams(config), len(routed.index_B)
+  stacks = [jax.tree.map(lambda x: x[None], params[name]) for name in names[:-1]]
+  stacks, first = [*stacks, params["domain"]], len(stacks)  # Number of the first domain expert.
+  if config.compute == "routed" and is_block(config):
+    every = jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)
+    weights = _block_weights(config, routed, n_tokens, first)
+    return Served(every, weights, len(names), tuple(range(len(names))))
+  always_BS = jnp.broadcast_to(jnp.arange(first), (n_inputs, first))
   if config.compute == "all":
-    rows = jax.tree.map(flat, experts.repeat(every, n_inputs))
-    slots = (0,) * n_invariant + (n_invariant,) * n_experts
-    return Served(rows, None, n_invariant + n_experts, slots)
+    n_experts = config.experts.count
+    domain_BS = jnp.broadcast_to(first + jnp.arange(n_experts), (n_inputs, n_experts))
+  else:
+    domain_BS = first + routed.index_B[:, None]
+  slots = (0,) * first + (first,) * domain_BS.shape[1]
+  base_BS = jnp.full((n_inputs, int(with_base)), -1)
+  index_BS = jnp.concatenate([always_BS, domain_BS, base_BS], axis=1)
+  return Served(expert.rows(stacks, index_BS.reshape(-1)), None, index_BS.shape[1], slots)
+
+
+def _block_weights(config: Config, routed: Routing, n_tokens: int, n_invariant: int) -> Array:
+  """Of each expert, the invariant one in front, at each position of the streams' rows."""
+  n_inputs, n_experts = routed.weights_BE.shape[0], config.experts.count
   weights_BTE = routed.weights_BE if config.router.level == "token" else routed.weights_BE[:, None]
   weights_BTE = jnp.broadcast_to(weights_BTE, (n_inputs, n_tokens, n_experts))
   weights = jnp.pad(weights_BTE, ((0, 0), (0, 0), (n_invariant, 0)))
   if n_invariant:
     always = jnp.broadcast_to(jnp.eye(1, 1 + n_experts)[None], weights.shape)
-    weights = flat(jnp.stack([always, weights], axis=1))
-  return Served(every, weights, len(names), tuple(range(len(names))))
-
-
-def with_base(served: Served) -> Served:
-  """The same rows, and behind those of each input one that no adapter changes."""
-
-  def join(x):
-    rows = x.reshape(-1, served.n, *x.shape[1:])
-    return jnp.pad(rows, ((0, 0), (0, 1), *((0, 0),) * (x.ndim - 1))).reshape(-1, *x.shape[1:])
-
-  return Served(jax.tree.map(join, served.params), None, served.n + 1, served.slots)
+    weights = jnp.stack([always, weights], axis=1).reshape(-1, *weights.shape[1:])
+  return weights
 
 
 def pick(x: Array | None, at: Int[Array, "N C"] | None) -> Any:

@@ -134,6 +134,7 @@ def _check_experts(c: Config) -> None:
     "and config.experts.invariant = True",
   )
   _check_topology(c)
+  _check_full(c)
   _require(
     c.dependence.kind != "joint_mi" or c.dependence.features <= 64,
     f"config.dependence.features = {c.dependence.features} is more than joint_mi's 64 classes",
@@ -174,6 +175,19 @@ def _check_perturb(c: Config) -> None:
     p.swap == 0 or (c.experts.kind != "none" and c.router.level == "input"),
     f"config.perturb.swap = {p.swap} needs experts, and config.router.level = 'input'",
   )
+
+
+def _check_full(c: Config) -> None:
+  """Matrices of a whole expert are picked per input; to mix all experts' is for adapters."""
+  needs = {
+    "router.level = 'input'": c.router.level == "input",
+    "router.gradient = 'chosen'": c.router.gradient == "chosen",
+    "router.kind that is hard": c.router.kind not in ("soft", "uniform"),
+    "topology.kind = 'parallel'": c.topology.kind == "parallel",
+    "experts.dropout = 0": c.experts.dropout == 0,
+  }
+  for need, holds in needs.items():
+    _require(holds or c.experts.kind != "full", f"config.experts.kind = 'full' needs config.{need}")
 
 
 def _check_topology(c: Config) -> None:

@@ -60,12 +60,14 @@ class Model:
 class Experts:
   """The domain experts, and the invariant one that is always on."""
 
-  kind: Literal["lora", "none"]  # none: the plain base, without router, experts, bottleneck.
+  # full: matrices of their own. none: the plain base, without router, experts, bottleneck.
+  kind: Literal["lora", "full", "none"]
   count: int
   invariant: bool
-  rank: int
+  rank: int  # Of lora, as the two below.
   alpha: float  # The adapters' product is scaled by alpha / rank.
   dropout: float
+  # Which matrices of a layer an expert changes.
   projections: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...]
 
 

@@ -44,9 +44,9 @@ _TOLD = {
 
 
 class Adapter(NamedTuple):
-  """The adapters of one expert: projection -> {"a": (L, D, R), "b": (L, R, F)}; see `lora.delta`.
+  """What one expert changes: projection -> {"a": (L, D, R), "b": (L, R, F)}; see `lora.delta`.
 
-  Layers are those above the trunk.
+  Of an expert of kind `full`, projection -> {"delta": (L, D, F)}. Layers are those above the trunk.
   """
 
   layers: dict[str, dict[str, Array]]
@@ -62,7 +62,7 @@ class Read(NamedTuple):
 
 
 def adapter_of(c: Config, params: Any, expert: int | Literal["invariant"]) -> Adapter:
-  """One expert's adapters.
+  """What one expert changes.
 
   Raises:
     InputError: there is no such expert.
@@ -82,7 +82,7 @@ def adapter_of(c: Config, params: Any, expert: int | Literal["invariant"]) -> Ad
 
 
 def exportable(c: Config, params: Any, expert: int | Literal["invariant"]) -> Adapter:
-  """One expert's adapters, where they are all that its stream adds to the base.
+  """What one expert changes, where that is all that its stream adds to the base.
 
   Raises:
     InputError: there is no such expert, or an adapter cannot express it.
@@ -105,6 +105,13 @@ def exportable(c: Config, params: Any, expert: int | Literal["invariant"]) -> Ad
   return adapter
 
 
+def _check_lora(c: Config, instead: str) -> None:
+  if c.experts.kind == "full":
+    raise InputError(
+      f"config.experts.kind = 'full': an expert has whole matrices, which are no adapter; {instead}"
+    )
+
+
 def save_adapter(
   adapter: Adapter, c: Config, folder: str | pathlib.Path, *, base_sha256: str, base_name: str
 ) -> None:
@@ -116,8 +123,9 @@ def save_adapter(
     base_name: where `peft` is to look for that base.
 
   Raises:
-    InputError: the folder exists, or cannot be written.
+    InputError: the expert has whole matrices; the folder exists, or cannot be written.
   """
+  _check_lora(c, "only merged into its base (--merged) can it be exported")
   held, first = {}, c.model.trunk_layers
   for name, pair in adapter.layers.items():
     for i in range(len(pair["a"])):
@@ -158,8 +166,10 @@ def load_adapter(
 
   Raises:
     InputError: it is no LoRA, or changes more than the products of its matrices do; a tensor is
-      missing, unexpected or of another shape; it is for another base; or a file is truncated.
+      missing, unexpected or of another shape; it is for another base; a file is truncated; or the
+      run's experts are no adapters.
   """
+  _check_lora(c, "no adapter can take its place")
   folder = pathlib.Path(folder).expanduser()
   told = _read_config(folder)
   with files.Tensors(folder, WEIGHTS) as tensors:
@@ -246,9 +256,9 @@ def _read_layers(
 
 def merged(base_DF: np.ndarray, adapter: Adapter, name: str, layer: int) -> np.ndarray:
   """A projection of the base with an expert's own part in it; `layer` counts from the trunk on."""
-  pair = adapter.layers[name]
-  a_DR, b_RF = (np.asarray(pair[side][layer], np.float32) for side in ("a", "b"))
-  return np.asarray(base_DF, np.float32) + (a_DR @ b_RF) * np.float32(adapter.scale)
+  own = {side: np.asarray(x[layer], np.float32) for side, x in adapter.layers[name].items()}
+  delta_DF = own["delta"] if "delta" in own else own["a"] @ own["b"] * np.float32(adapter.scale)
+  return np.asarray(base_DF, np.float32) + delta_DF
 
 
 def into(params: Any, expert: int | Literal["invariant"], layers: Any) -> Any:

@@ -16,9 +16,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from iclm import axes
 from iclm.config import Model
-from iclm.nn import lora, rope
+from iclm.nn import lora, picked, rope
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+NAMES = {  # Logical axes of their input and output.
+  **dict.fromkeys(("q", "k", "v"), (axes.EMBED, axes.HEADS)),
+  "o": (axes.HEADS, axes.EMBED),
+  **dict.fromkeys(("gate", "up"), (axes.EMBED, axes.MLP)),
+  "down": (axes.MLP, axes.EMBED),
+}
 BIASED = ("q", "k", "v")  # Where the config has biases: Qwen 2.
 
 
@@ -158,10 +164,11 @@ def rms_normalise(x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]
 class Block(nn.Module):
   """One layer: x + attention(norm(x)), then x + SwiGLU(norm(x)).
 
-  `layer` holds this layer's adapters: name of the projection -> (a, b), their scale folded into b,
-  and under "key" the dropout key, if any. An empty dict leaves the base alone. Under "past" are the
-  keys and values of tokens read before, k_BHCK and v_BHCK or () for none: given any of these, the
-  tokens attend to them too, and the layer also returns its own k_BHTK and v_BHTK.
+  `layer` holds what experts change: name of the projection -> adapters (a, b), their scale folded
+  into b, or `Picked` matrices; and under "key" the dropout key, if any. An empty dict leaves the
+  base alone. Under "past" are the keys and values of tokens read before, k_BHCK and v_BHCK or ()
+  for none: given any of these, the tokens attend to them too, and the layer also returns its own
+  k_BHTK and v_BHTK.
   """
 
   model: Model
@@ -174,21 +181,17 @@ class Block(nn.Module):
     mixed_BTD, own = self._attention(norm_BTD, layer, shared)
     x_BTD = x_BTD + mixed_BTD
     norm_BTD = RMSNorm(m.norm_eps, axes.EMBED, name="mlp_norm")(x_BTD)
-    gate_BTF = self._project("gate", norm_BTD, m.d_ff, (axes.EMBED, axes.MLP), layer, shared)
-    up_BTF = self._project("up", norm_BTD, m.d_ff, (axes.EMBED, axes.MLP), layer, shared)
+    gate_BTF = self._project("gate", norm_BTD, m.d_ff, layer, shared)
+    up_BTF = self._project("up", norm_BTD, m.d_ff, layer, shared)
     hidden_BTF = nn.silu(gate_BTF) * up_BTF
-    x_BTD = x_BTD + self._project(
-      "down", hidden_BTF, m.d_model, (axes.MLP, axes.EMBED), layer, shared
-    )
-    return x_BTD, own
+    return x_BTD + self._project("down", hidden_BTF, m.d_model, layer, shared), own
 
   def _attention(self, x_BTD, layer, shared):
     m = self.model
     b, t, _ = x_BTD.shape
-    out, inner = (axes.EMBED, axes.HEADS), (axes.HEADS, axes.EMBED)
-    q = self._project("q", x_BTD, m.heads * m.head_size, out, layer, shared)
-    k = self._project("k", x_BTD, m.kv_heads * m.head_size, out, layer, shared)
-    v = self._project("v", x_BTD, m.kv_heads * m.head_size, out, layer, shared)
+    q = self._project("q", x_BTD, m.heads * m.head_size, layer, shared)
+    k = self._project("k", x_BTD, m.kv_heads * m.head_size, layer, shared)
+    v = self._project("v", x_BTD, m.kv_heads * m.head_size, layer, shared)
     q_BTHK = self._turned("q", q.reshape(b, t, m.heads, m.head_size), shared)
     k_BTHK = self._turned("k", k.reshape(b, t, m.kv_heads, m.head_size), shared)
     v_BTHK = v.reshape(b, t, m.kv_heads, m.head_size)
@@ -202,21 +205,25 @@ class Block(nn.Module):
         q_BTHK, k_BTHK, v_BTHK, mask=shared.mask_BTC[:, None], implementation=m.kernel
       )
     flat = mixed_BTHK.reshape(b, t, m.heads * m.head_size)
-    return self._project("o", flat, m.d_model, inner, layer, shared), own
+    return self._project("o", flat, m.d_model, layer, shared), own
 
-  def _project(self, name, x_BTD, d_out, names, layer, shared):
-    w_DF = _weight(self, name, (x_BTD.shape[-1], d_out), names, x_BTD.shape[-1] ** -0.5)
-    # Two-dimensional: the backward pass of a batched product is 1.6 times slower on CPU.
-    y_NF = x_BTD.reshape(-1, x_BTD.shape[-1]) @ w_DF.astype(x_BTD.dtype)
+  def _project(self, name, x_BTD, d_out, layer, shared):
+    w_DF = _weight(self, name, (x_BTD.shape[-1], d_out), NAMES[name], x_BTD.shape[-1] ** -0.5)
+    own = layer.get(name)
+    if isinstance(own, picked.Picked):
+      y_BTF = picked.product(x_BTD, w_DF, own)
+    else:
+      # Two-dimensional: the backward pass of a batched product is 1.6 times slower on CPU.
+      y_NF = x_BTD.reshape(-1, x_BTD.shape[-1]) @ w_DF.astype(x_BTD.dtype)
+      y_BTF = y_NF.reshape(*x_BTD.shape[:-1], d_out)
     if self.model.qkv_bias and name in BIASED:
-      y_NF = y_NF + self._bias(name, d_out).astype(y_NF.dtype)
-    y_BTF = y_NF.reshape(*x_BTD.shape[:-1], d_out)
-    if name not in layer:
+      y_BTF = y_BTF + self._bias(name, d_out).astype(y_BTF.dtype)
+    if own is None or isinstance(own, picked.Picked):
       return y_BTF
     if self.dropout > 0 and "key" in layer:
       key = jax.random.fold_in(layer["key"], PROJECTIONS.index(name))
       x_BTD = lora.dropout(key, x_BTD, self.dropout)
-    a, b = layer[name]
+    a, b = own
     return y_BTF + lora.delta(x_BTD, a, b, shared.weights_BTE)
 
   def _turned(self, name, x_BTHK, shared) -> Array:
@@ -227,7 +234,7 @@ class Block(nn.Module):
   def _bias(self, name, d_out) -> Array:
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes.HEADS,))
     bias_F: Any = self.param(f"{name}_bias", zeros, (d_out,), jnp.float32)
-    return bias_F[None]
+    return bias_F[None, None]
 
 
 def _rotate(x_BTHK: Array, shared: Shared) -> Array:
