@@ -4,9 +4,9 @@
   one token  ->  apply(cache=that)         ->  the same, one slot further
 
 Each pass through layers keeps keys and values of its own: trunk, and the streams' rows, with one
-more of the base under residual (block adapters leave that to a pass of the base); or, around a
-core, lower, core and upper. The router reads when the cache is empty and never again; routed by
-token, it reads each token.
+more of the base under residual, which a pass of its own reads the prompt with (and under block
+adapters each token); or, around a core, lower, core and upper. The router reads when the cache is
+empty and never again; routed by token, it reads each token.
 """
 
 from collections.abc import Callable
@@ -58,6 +58,16 @@ class Passes:
       return self.pin(run())
     x_BTD, self._own[name] = run(past=self._cache.past.get(name, ()))
     return self.pin(x_BTD)
+
+  def join(self, name: str, last: str) -> None:
+    """Behind the rows of each input in one pass come those of another, which has one per input."""
+
+    def one(rows, more):
+      every = rows.reshape(rows.shape[0], more.shape[1], -1, *rows.shape[2:])
+      joined = jnp.concatenate([every, more[:, :, None]], axis=2)
+      return joined.reshape(rows.shape[0], -1, *rows.shape[2:])
+
+    self._own[name] = jax.tree.map(one, self._own[name], self._own.pop(last))
 
   def mask(self, batch: Batch, own_BTT: Bool[Array, "B T T"], window: int) -> Array:
     """What each token sees in a window: of the past, and of the T tokens as `own_BTT` says."""

@@ -160,7 +160,8 @@ def _apply(
   routed, prompt = _kept_route(config, cache), None
   # Token by token, what a pass costs is the weights that it reads: there the base runs as one row
   # more beside the streams.
-  joins = cache is not None and config.combine == "residual" and not serving.is_block(config)
+  can_join = cache is not None and config.combine == "residual" and not serving.is_block(config)
+  joins = can_join and routed is not None
   apart = config.combine == "residual" and not joins
   if apart or (config.router.reads == "base" and routed is None):
     # What only the router of a prompt reads is not needed again.
@@ -176,6 +177,8 @@ def _apply(
   else:
     told = parallel.run(upper, base_BTD if apart else None, alone=alone)
   logits_BTV, messages_SBTZ, rate_SBT, alone_SBTV = told
+  if can_join and apart:
+    passes.join("streams", "base")
   cached = passes.grown(batch, None if config.router.level == "token" else routed)
   return Output(logits_BTV, routed, messages_SBTZ, rate_SBT, alone_SBTV, prompt, cached)
 
