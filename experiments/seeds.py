@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from iclm import config, workdir
 from iclm.config import InputError
 
-# The seed, what changes how a run runs and not what comes out, and what follows the run.
-FREE = (*workdir.FREE, ("seed",), ("study",), ("log_every",))
+# The seed, and the base that was trained with it; what changes how a run runs and not what comes out;
+# and what follows the run.
+FREE = (*workdir.FREE, ("seed",), ("checkpoint", "init_from"), ("study",), ("log_every",))
 
 
 def load(run: workdir.Run, folder: str, others: Sequence[str]) -> list[workdir.Run]:
