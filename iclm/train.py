@@ -152,8 +152,10 @@ def _fresh(c: Config, model: compose.Model, tx, mesh, key, loader: pipeline.Load
     base = hf.load_base(source, c.model, mesh, fsdp=c.fsdp)
     state = state._replace(params=rest | {"base": base})
   elif c.checkpoint.init_from:
-    source = workdir.load_run(source, c.mesh)
-    return state._replace(params=_take(state.params, source.params, c.checkpoint.init_from))
+    theirs = workdir.load_run(source, c.mesh).params
+    state = state._replace(params=_take(state.params, theirs, c.checkpoint.init_from))
+    if "router" in theirs:
+      return state
   if c.experts.kind != "none" and c.router.fit and c.router.kind in routing.LEARNED:
     state = _fit_prototypes(c, model, mesh, state, jax.random.fold_in(key, 1), loader)
   return state
