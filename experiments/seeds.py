@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from iclm import config, workdir
 from iclm.config import InputError
 
-# The seed, and the base that was trained with it; what changes how a run runs and not what comes out;
-# and what follows the run.
+# The seed, and the base that was trained with it; what changes how a run runs and not what comes
+# out; and what follows the run.
 FREE = (*workdir.FREE, ("seed",), ("checkpoint", "init_from"), ("study",), ("log_every",))
 
 

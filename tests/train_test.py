@@ -124,6 +124,16 @@ def test_a_run_that_starts_from_another_keeps_what_is_frozen(whole, data, tmp_pa
   assert any(jax.tree.leaves(moved))
 
 
+def test_a_fresh_router_on_another_runs_base_is_fitted(data, tmp_path):
+  short = {"steps": 2, "optimizer.warmup": 1, "evaluation.every": 0, "checkpoint.every": 0}
+  plain = {"experts.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0, "loss.balance": 0.0}
+  fit(tmp_path / "base", data, **short, **plain, **{"loss.zloss": 0.0})
+  on_it = short | {"checkpoint.init_from": str(tmp_path / "base"), "trains.router": False}
+  start = lambda is_fit: fit(tmp_path / str(is_fit), data, **on_it, **{"router.fit": is_fit})
+  fitted, drawn = (start(is_fit).run.params["router"]["prototypes_EP"] for is_fit in (True, False))
+  assert not np.allclose(fitted, drawn)
+
+
 def test_a_start_that_is_not_there_claims_no_folder(data, tmp_path):
   for source in (tmp_path / "absent", tmp_path):
     with pytest.raises(InputError, match=r"is no run's workdir: it holds no config\.json"):
