@@ -101,7 +101,9 @@ def test_what_cannot_be_measured_is_said():
 
 def test_compilations_are_timed(small):
   case = cases.ours("one", dataclasses.replace(small, batch_size=2))
+  first = case.run.runtime_executable()
   case.compile_again()
+  assert case.run.runtime_executable() is not first  # It was not found in a cache.
   assert len(case.compile_s) == 2 and case.told()["step_s"] is None
 
 
