@@ -2,7 +2,7 @@
 
 from ml_collections import config_dict
 
-_LARGE = {"dtype": "bfloat16", "remat": True}
+_LARGE = {"dtype": "bfloat16", "remat": "full"}
 
 
 def _shape(layers, d_model, heads, kv_heads, d_ff, **changes) -> config_dict.ConfigDict:
@@ -34,7 +34,7 @@ def _shape(layers, d_model, heads, kv_heads, d_ff, **changes) -> config_dict.Con
     attention="causal",
     kernel="xla",
     dtype="float32",
-    remat=False,
+    remat="none",
   )
   shape.update(changes)
   return shape

@@ -79,7 +79,8 @@ def changes(c: Config) -> Iterator[tuple[dict[str, Any], Config]]:
   """
   every: dict[str, Any] = {}
   per_device = c.batch_size // (c.mesh.data * c.mesh.expert)
-  single: list[dict[str, Any]] = [] if c.model.remat else [{"model.remat": True}]
+  more = {"none": ("light", "full"), "light": ("full",), "full": ()}[c.model.remat]
+  single: list[dict[str, Any]] = [{"model.remat": kind} for kind in more]
   single += [{"accumulate": n} for n in (2 * c.accumulate, 4 * c.accumulate) if n <= per_device]
   single += [] if c.fsdp else [{"fsdp": True}]
   if c.mesh.data % 2 == 0:

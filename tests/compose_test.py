@@ -214,7 +214,7 @@ def test_interventions_on_streams(batch, combine):
 
 @pytest.mark.parametrize("given", [
   {"router__kind": "soft"}, {"router__kind": "uniform"}, {"router__level": "token"},
-  {"router__gradient": "all"}, {"experts__dropout": 0.3}, ALONE, {"model__remat": True},
+  {"router__gradient": "all"}, {"experts__dropout": 0.3}, ALONE, {"model__remat": "full"},
   {"model__tied": True}, {"model__dtype": "bfloat16"}, {"model__trunk_layers": 0},
   {"router__reads": "base", "router__detach": True},
   {"experts__projections": ("q", "k", "v", "o", "gate", "up", "down")},
@@ -224,3 +224,14 @@ def test_every_option_runs_forward_and_backward(batch, given):
   value, grads = jax.value_and_grad(lambda p: nll(model, p, batch, jax.random.key(0)))(params)
   assert jnp.isfinite(value)
   assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_what_is_computed_again_is_the_same(batch):
+  model, params = build(tiny())
+  expected = jax.grad(lambda p: nll(model, p, batch))(params)
+  for kind in ("light", "full"):
+    again = jitted(tiny(model__remat=kind))
+    grads = jax.grad(lambda p, again=again: nll(again, p, batch))(params)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads, expected
+    )

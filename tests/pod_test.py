@@ -77,11 +77,12 @@ def test_eight_devices_share_the_work_of_one():
   "change",
   [
     {},
-    {"model.remat": True},
-    {"trains.base": True, "model.remat": True},
+    {"model.remat": "light"},
+    {"model.remat": "full"},
+    {"trains.base": True, "model.remat": "full"},
     {"compute": "all"},
     {"router.kind": "soft"},
-    {"experts.kind": "full", "trains.base": True, "model.remat": True},
+    {"experts.kind": "full", "trains.base": True, "model.remat": "full"},
     {"model.trunk_layers": 2, "loss.aux": 0.1},
     {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0},
   ],
@@ -161,12 +162,13 @@ def test_the_search_names_the_first_change_that_fits(monkeypatch):
   assert (
     named
     == [
-      {"model.remat": True},
+      {"model.remat": "light"},
+      {"model.remat": "full"},
       {"accumulate": 2},
       {"accumulate": 4},
       {"fsdp": True},
       {"mesh.data": 1, "mesh.model": 2},
-      {"model.remat": True, "accumulate": 4, "fsdp": True, "mesh.data": 1, "mesh.model": 2},
+      {"model.remat": "full", "accumulate": 4, "fsdp": True, "mesh.data": 1, "mesh.model": 2},
     ][: len(named)]
   )
   fits = lambda s: None if s.config.accumulate == 4 else pod.TooLarge("no", None)

@@ -45,8 +45,8 @@ def _layer(c: Config, backward: bool, moved: float) -> float:
   forward = 2 * weights + attention
   if not backward:
     return forward
-  # What is computed again: all but the last product, which nothing backward reads.
-  again = forward - 2 * sizes["down"] if m.remat else 0.0
+  # Computed again is all but the last product, which nothing backward reads.
+  again = {"none": 0.0, "light": attention, "full": forward - 2 * sizes["down"]}[m.remat]
   return forward + again + 2 * weights + 2 * moved + 2 * attention
 
 
@@ -69,7 +69,9 @@ def _adapted(c: Config, moved: float) -> float:
   wide = {"q": m.d_model + inner, "k": m.d_model + kv, "v": m.d_model + kv, "o": inner + m.d_model}
   wide |= dict.fromkeys(("gate", "up", "down"), m.d_model + m.d_ff)
   served = e.count + e.invariant if compose.is_block(c) else 1
-  adapters = served * e.rank * sum(wide[name] for name in e.projections) * (8 if m.remat else 6)
+  adapters = (
+    served * e.rank * sum(wide[name] for name in e.projections) * (6 if m.remat == "none" else 8)
+  )
   return _layer(c, True, moved) + adapters
 
 

@@ -53,7 +53,9 @@ class Model:
   attention: Literal["causal", "prefix"]  # prefix: bidirectional over the shared context.
   kernel: Literal["xla", "cudnn"]  # cudnn needs a GPU and bfloat16.
   dtype: Literal["float32", "bfloat16"]  # Of the matmuls; softmax, norms, losses stay float32.
-  remat: bool  # Recompute each layer in the backward pass.
+  # What the backward pass computes again: nothing; all of a layer but its products with weights; or
+  # all of it.
+  remat: Literal["none", "light", "full"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,9 @@ NAMES = {  # Logical axes of their input and output.
 }
 BIASED = ("q", "k", "v")  # Where the config has biases: Qwen 2.
 
+# What is kept of a layer for its backward pass, beside what goes into it.
+REMAT = {"light": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+
 
 class Shared(NamedTuple):
   """What every layer sees alike."""
@@ -258,7 +261,9 @@ class Decoder(nn.Module):
     std = m.d_model**-0.5 if m.tied else 1.0  # As a head, its logits start at about unit scale.
     table = nn.with_logical_partitioning(nn.initializers.normal(std), (axes.VOCAB, axes.EMBED))
     self.embedding: Any = self.param("embedding", table, (self.vocab_size, m.d_model), jnp.float32)
-    block = nn.remat(Block, prevent_cse=False) if m.remat else Block
+    block: Any = Block
+    if m.remat != "none":
+      block = nn.remat(Block, prevent_cse=False, policy=REMAT[m.remat])
 
     def stack(length: int):
       every: Any = (0, nn.broadcast)  # Adapters per layer; the rest is shared.
