@@ -112,7 +112,7 @@ def test_answers_are_timed_apart_from_their_prompts(small):
   found, figures = bench.decode(c, [2, 6], 2)
   assert [case.name for case in found] == [
     f"{name}/{part}"
-    for name in ("routed/2", "routed/6", "plain_base_2B")
+    for name in ("routed/2", "routed/6", "routed/2/logits", "plain_base_2B")
     for part in ("prompt", "answer")
   ]
   assert figures["tokens_6_over_2"]["flops"] == pytest.approx(1, rel=0.01)
