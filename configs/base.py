@@ -16,6 +16,17 @@ def source(**given) -> config_dict.ConfigDict:
   return config_dict.create(**(every | given))
 
 
+def pick(argument: str, table):
+  """What a table holds for the argument of a config, which stands in --config=FILE:ARGUMENT.
+
+  Raises:
+    KeyError: it holds nothing for that, in a sentence.
+  """
+  if argument not in table:
+    raise KeyError(f"--config=FILE:{argument}: the argument must be one of {', '.join(table)}")
+  return table[argument]
+
+
 def get_config() -> config_dict.ConfigDict:
   """Returns every key the library reads; variants change values only."""
   return config_dict.create(

@@ -17,7 +17,7 @@ SIZES = {
 
 
 def get_config(size: str = "S"):
-  shape, vocab_size, rows, tokens = SIZES[size]
+  shape, vocab_size, rows, tokens = base.pick(size, SIZES)
   c = base.get_config()
   c.model = shape()
   c.model.trunk_layers = 0

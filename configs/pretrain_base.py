@@ -46,7 +46,7 @@ def data(c: config_dict.ConfigDict) -> None:
 
 
 def get_config(size: str = "small"):
-  shape, steps, rows, lr = SIZES[size]
+  shape, steps, rows, lr = base.pick(size, SIZES)
   c = base.get_config()
   c.model = shape()
   c.model.update(trunk_layers=0, rope_theta=1e6, qk_init="equal", context=512, vocab_size=1_024)

@@ -20,7 +20,8 @@ from iclm import config
 
 
 def main(flag: flags.FlagValues) -> int:
-  path = pathlib.Path(config_flags.get_config_filename(flag["config"]))
+  # What stands behind a colon goes to the file's get_config.
+  path = pathlib.Path(config_flags.get_config_filename(flag["config"]).partition(":")[0])
   if not path.is_file():
     there = sorted(map(str, path.parent.glob("*.py")))
     raise config.InputError(f"there is no config {path}; {config.nearest(str(path), there)}")

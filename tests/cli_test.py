@@ -163,6 +163,8 @@ def run(*argv, module="experiments.train"):
     (["--config=configs/quickstart.py", "--config.router.knid=vq"], "kind"),
     (["--config=configs/quickstart.py", "--config.steps=many"], "steps"),
     (["--config=configs/quikstart.py"], r"quikstart\.py.*configs/quickstart\.py"),
+    (["--config=configs/frozen_base.py:base", "--config.model.remat=ligth"], "mean 'light'"),
+    (["--config=configs/frozen_base.py:bse"], "FILE:bse: the argument must be one of base, exp"),
     (["--config=configs/quickstart.py", "--config.mesh.data=64"], "batch_size|devices"),
     (["--config=configs/quickstart.py", "--config.experts.rank=999"], "rank = 999"),
     (["--config=configs/quickstart.py", "--wrokdir=x"], "workdir|wrokdir"),
