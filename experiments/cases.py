@@ -17,11 +17,11 @@ from iclm.config import Config
 from iclm.data.pipeline import Batch
 from iclm.generate import decoding
 from iclm.generate.sampling import Sampling
-from iclm.nn import transformer
+from iclm.nn import attention, transformer
 
 N_ANSWER = 4  # Tokens of an answer, at the end of each row.
-DEFAULTS = {"xla_embed_ir_in_executable": False}  # Of the compiler; changes nothing.
 N_SAID = 32  # Tokens of an answer that is generated; its prompt fills the rest of the row.
+DEFAULTS = {"xla_embed_ir_in_executable": False}  # Of the compiler; changes nothing.
 
 
 @dataclasses.dataclass
@@ -135,7 +135,7 @@ def plain(name: str, c: Config) -> Case:
     moving = sharding.unbox(experts.make(c, m.layers).init(jax.random.key(1)))["adapter"]
 
   def forward(base, layers, batch):
-    mask_BTT = transformer.attention_mask(batch.segment_BT, None)
+    mask_BTT = attention.own_mask(batch.segment_BT, None)
     one_BTE = jnp.ones((*batch.tokens_BT.shape, 1))
     shared = transformer.shared(m, batch.position_BT, mask_BTT, one_BTE)
     call = lambda method, *args: decoder.apply({"params": base}, *args, method=method)

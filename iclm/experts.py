@@ -109,7 +109,7 @@ def stack(init: Callable[[Array], Any], key: Array, count: int, alike: bool) -> 
 
 def _lora(config: Config, n_layers: int):
   """Adapters: their init, how rows pick a leaf out of stacks, and what the layers are given."""
-  e, sizes = config.experts, _sizes(config)
+  e, sizes = config.experts, transformer.sizes(config.model)
 
   def init(key):
     keys = dict(zip(transformer.PROJECTIONS, jax.random.split(key, len(sizes)), strict=True))
@@ -140,7 +140,7 @@ def _full(config: Config, n_layers: int):
   Norms keep the base's gains: what another gain would do, the matrices behind it can. Weight decay
   pulls an expert to the base.
   """
-  sizes = _sizes(config)
+  sizes = transformer.sizes(config.model)
 
   def init(key):
     del key
@@ -169,11 +169,3 @@ def _mixed(x_BTD: Array, w: Array, weights_BTE: Array | None) -> Array:
 
 def _box(value: Array) -> nn.LogicallyPartitioned:
   return nn.LogicallyPartitioned(value, (None,) * value.ndim)
-
-
-def _sizes(config: Config) -> dict[str, tuple[int, int]]:
-  """Input and output width of every projection of a layer."""
-  m = config.model
-  q, kv = m.heads * m.head_size, m.kv_heads * m.head_size
-  sizes = {"q": (m.d_model, q), "k": (m.d_model, kv), "v": (m.d_model, kv), "o": (q, m.d_model)}
-  return sizes | dict.fromkeys(("gate", "up"), (m.d_model, m.d_ff)) | {"down": (m.d_ff, m.d_model)}

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from iclm import config, hf, sharding
 from iclm.data import tokenizer
 from iclm.hf import description
-from iclm.nn import rope, transformer
+from iclm.nn import attention, rope, transformer
 
 TOLERANCE = 2e-4  # Of logits and states, absolute, float32 on a CPU.
 
@@ -46,8 +46,8 @@ def answer(model: config.Model, params, tokens_BT) -> tuple[np.ndarray, np.ndarr
   decoder = transformer.Decoder(model, model.vocab_size, 0.0)
   call = lambda method, *args: decoder.apply({"params": params}, *args, method=method)
   position_BT = jnp.broadcast_to(jnp.arange(t)[None], (b, t))
-  mask_BTT = transformer.attention_mask(jnp.ones((b, t), jnp.int32), None)
-  mask_BTT = transformer.within(mask_BTT, position_BT, position_BT, model.window)
+  mask_BTT = attention.own_mask(jnp.ones((b, t), jnp.int32), None)
+  mask_BTT = attention.within(mask_BTT, position_BT, position_BT, model.window)
   shared = transformer.shared(model, position_BT, mask_BTT, None)
   embedded_BTD = call("embed", tokens_BT)
   trunk_BTD = call("trunk", embedded_BTD, shared)
@@ -124,11 +124,11 @@ def test_llama3_slows_the_slow_pairs_by_hand():
 
 
 def test_a_window_hides_what_lies_further_back():
-  mask_BTT = transformer.attention_mask(jnp.ones((1, 4), jnp.int32), None)
+  mask_BTT = attention.own_mask(jnp.ones((1, 4), jnp.int32), None)
   places = jnp.arange(4)[None]
-  seen = transformer.within(mask_BTT, places, places, 2)[0].astype(int)
+  seen = attention.within(mask_BTT, places, places, 2)[0].astype(int)
   assert ["".join(map(str, row)) for row in seen.tolist()] == ["1000", "1100", "0110", "0011"]
-  assert transformer.within(mask_BTT, places, places, 0) is mask_BTT
+  assert attention.within(mask_BTT, places, places, 0) is mask_BTT
 
 
 OLD = {  # As Llama 3.1 and Mistral came out.

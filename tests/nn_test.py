@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import VOCAB, fresh, make_batch, tiny
 
-from iclm.nn import combine, lora, transformer
+from iclm.nn import attention, combine, lora, transformer
 
 
 def test_rms_norm_by_hand():
@@ -26,10 +26,10 @@ def test_the_mask_shows_the_context_and_the_own_segment_so_far():
     "111100",
     "110010",  # Segment 3 does not see segment 2.
   ]
-  got = transformer.attention_mask(segment, None)[0].astype(int).tolist()
+  got = attention.own_mask(segment, None)[0].astype(int).tolist()
   shown = ["".join(map(str, row)) for row in got]
   assert shown[:5] == expected
-  prefix = transformer.attention_mask(segment, segment == 1)[0].astype(int).tolist()
+  prefix = attention.own_mask(segment, segment == 1)[0].astype(int).tolist()
   assert ["".join(map(str, row)) for row in prefix][:2] == ["110000", "110000"]
   assert ["".join(map(str, row)) for row in prefix][2:5] == expected[2:]
 

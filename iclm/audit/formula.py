@@ -7,6 +7,7 @@ that backward. Norms, softmax, the router, the dependence and the optimizer are 
 
 from iclm import compose
 from iclm.config import Config
+from iclm.nn import transformer
 
 
 def train_step(c: Config) -> float:
@@ -31,10 +32,7 @@ def train_step(c: Config) -> float:
 
 def _weights(c: Config) -> dict[str, int]:
   """Parameters of each matrix of a layer."""
-  m = c.model
-  inner, kv = m.heads * m.head_size, m.kv_heads * m.head_size
-  sizes = {"q": m.d_model * inner, "k": m.d_model * kv, "v": m.d_model * kv, "o": inner * m.d_model}
-  return sizes | dict.fromkeys(("gate", "up", "down"), m.d_model * m.d_ff)
+  return {name: d_in * d_out for name, (d_in, d_out) in transformer.sizes(c.model).items()}
 
 
 def _layer(c: Config, backward: bool, moved: float) -> float:
@@ -65,13 +63,9 @@ def _adapted(c: Config, moved: float) -> float:
   if e.kind == "full":  # The gradient of a sum of two matrices is that of either.
     own = sum(_weights(c)[name] for name in e.projections)
     return _layer(c, True, max(moved, own))
-  inner, kv = m.heads * m.head_size, m.kv_heads * m.head_size
-  wide = {"q": m.d_model + inner, "k": m.d_model + kv, "v": m.d_model + kv, "o": inner + m.d_model}
-  wide |= dict.fromkeys(("gate", "up", "down"), m.d_model + m.d_ff)
+  wide = sum(sum(transformer.sizes(m)[name]) for name in e.projections)
   served = e.count + e.invariant if compose.is_block(c) else 1
-  adapters = (
-    served * e.rank * sum(wide[name] for name in e.projections) * (6 if m.remat == "none" else 8)
-  )
+  adapters = served * e.rank * wide * (6 if m.remat == "none" else 8)
   return _layer(c, True, moved) + adapters
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from iclm.data.pipeline import Batch
-from iclm.nn import transformer
+from iclm.nn import attention
 from iclm.routing import Routing
 
 
@@ -72,11 +72,11 @@ class Passes:
   def mask(self, batch: Batch, own_BTT: Bool[Array, "B T T"], window: int) -> Array:
     """What each token sees in a window: of the past, and of the T tokens as `own_BTT` says."""
     mine_BT, held = batch.position_BT, self._cache
-    own_BTT = transformer.within(own_BTT, mine_BT, mine_BT, window)
+    own_BTT = attention.within(own_BTT, mine_BT, mine_BT, window)
     if held is None or not held.past:
       return own_BTT
-    past_BTC = transformer.cached_mask(batch.segment_BT, held.segment_BC)
-    past_BTC = transformer.within(past_BTC, mine_BT, held.position_BC, window)
+    past_BTC = attention.cached_mask(batch.segment_BT, held.segment_BC)
+    past_BTC = attention.within(past_BTC, mine_BT, held.position_BC, window)
     return jnp.concatenate([past_BTC, own_BTT], axis=-1)
 
   def grown(self, batch: Batch, routed: Routing | None) -> Cache | None:

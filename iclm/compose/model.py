@@ -15,7 +15,7 @@ from iclm.compose.cache import Cache, Passes
 from iclm.compose.interface import NOTHING, Intervention, Model, Output
 from iclm.config import Config, InputError
 from iclm.data.pipeline import Batch
-from iclm.nn import transformer
+from iclm.nn import attention, transformer
 
 GAP = 3  # Folded into the key that draws positions.
 
@@ -82,7 +82,7 @@ def _box(value: Array, names: tuple[str | None, ...]) -> nn.LogicallyPartitioned
 
 def _mask(config: Config, batch: Batch, passes: Passes) -> Bool[Array, "B T C"]:
   prefix_BT = batch.segment_BT == 1 if config.model.attention == "prefix" else None
-  own_BTT = transformer.attention_mask(batch.segment_BT, prefix_BT)
+  own_BTT = attention.own_mask(batch.segment_BT, prefix_BT)
   return passes.mask(batch, own_BTT, config.model.window)
 
 

@@ -177,17 +177,24 @@ def _check_perturb(c: Config) -> None:
   )
 
 
-def _check_full(c: Config) -> None:
-  """Matrices of a whole expert are picked per input; to mix all experts' is for adapters."""
-  needs = {
+def _picks(c: Config) -> dict[str, bool]:
+  """What one expert for each input takes; to mix all of them is for adapters side by side."""
+  return {
     "router.level = 'input'": c.router.level == "input",
     "router.gradient = 'chosen'": c.router.gradient == "chosen",
     "router.kind that is hard": c.router.kind not in ("soft", "uniform"),
+  }
+
+
+def _check_full(c: Config) -> None:
+  if c.experts.kind != "full":
+    return
+  needs = _picks(c) | {
     "topology.kind = 'parallel'": c.topology.kind == "parallel",
     "experts.dropout = 0": c.experts.dropout == 0,
   }
   for need, holds in needs.items():
-    _require(holds or c.experts.kind != "full", f"config.experts.kind = 'full' needs config.{need}")
+    _require(holds, f"config.experts.kind = 'full' needs config.{need}")
 
 
 def _check_topology(c: Config) -> None:
@@ -205,12 +212,9 @@ def _check_topology(c: Config) -> None:
     f"config.topology.lower = {t.lower} and upper = {t.upper} must leave some of the {n_upper} "
     "layers above the trunk to the domain experts and some to the core",
   )
-  needs = {
+  needs = _picks(c) | {
     "experts.invariant = True": c.experts.invariant,
     "bottleneck.kind other than 'none'": c.bottleneck.kind != "none",
-    "router.level = 'input'": c.router.level == "input",
-    "router.gradient = 'chosen'": c.router.gradient == "chosen",
-    "router.kind that is hard": c.router.kind not in ("soft", "uniform"),
     "compute = 'routed'": c.compute == "routed",
     "loss.aux = 0": c.loss.aux == 0,
     "router.reads other than 'base'": c.router.reads != "base",

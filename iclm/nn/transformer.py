@@ -5,18 +5,16 @@ run in `dtype`, norms and softmax in float32. Source: Touvron et al. 2023 (arXiv
 sets Mistral and Qwen apart are keys of the config: biases, norms of queries and keys, a window.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from iclm import axes
 from iclm.config import Model
-from iclm.nn import lora, picked, rope
+from iclm.nn import attention, lora, picked, rope
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 NAMES = {  # Logical axes of their input and output.
@@ -29,6 +27,13 @@ BIASED = ("q", "k", "v")  # Where the config has biases: Qwen 2.
 
 # What is kept of a layer for its backward pass, beside what goes into it.
 REMAT = {"light": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+
+
+def sizes(model: Model) -> dict[str, tuple[int, int]]:
+  """Input and output width of every projection of a layer."""
+  d, inner, kv = model.d_model, model.heads * model.head_size, model.kv_heads * model.head_size
+  found = {"q": (d, inner), "k": (d, kv), "v": (d, kv), "o": (inner, d)}
+  return found | dict.fromkeys(("gate", "up"), (d, model.d_ff)) | {"down": (model.d_ff, d)}
 
 
 class Shared(NamedTuple):
@@ -51,53 +56,6 @@ def shared(
   return Shared(mask_BTC, jnp.cos(angle), jnp.sin(angle), weights_BTE)
 
 
-def attention_mask(
-  segment_BT: Int[Array, "B T"], prefix_BT: Bool[Array, "B T"] | None
-) -> Bool[Array, "B T T"]:
-  """Which key (last axis) a query sees: the shared context, and its own segment so far.
-
-  Args:
-    segment_BT: 0 padding, 1 the context that all of a row's questions share, 2.. the questions.
-    prefix_BT: positions that see each other both ways (prefix attention); None is causal.
-
-  Returns:
-    True where the query may look. A position always sees itself, so that no softmax is empty.
-  """
-  t = segment_BT.shape[-1]
-  q, k = segment_BT[:, :, None], segment_BT[:, None, :]
-  causal = jnp.tril(jnp.ones((1, t, t), bool))
-  if prefix_BT is not None:
-    causal = causal | (prefix_BT[:, :, None] & prefix_BT[:, None, :])
-  return (causal & (k > 0) & ((k == q) | (k == 1))) | jnp.eye(t, dtype=bool)[None]
-
-
-def within(
-  mask_BTC: Bool[Array, "B T C"],
-  position_BT: Int[Array, "B T"],
-  position_BC: Int[Array, "B C"],
-  window: int,
-) -> Bool[Array, "B T C"]:
-  """The mask without keys that lie `window` or more positions from their query; 0: as it is.
-
-  Source: Jiang et al. 2023 (arXiv 2310.06825): a query sees itself and the window - 1 before it.
-  """
-  if window == 0:
-    return mask_BTC
-  distance_BTC = jnp.abs(position_BT[:, :, None] - position_BC[:, None, :])
-  return mask_BTC & (distance_BTC < window)
-
-
-def cached_mask(segment_BT: Int[Array, "B T"], held_BC: Int[Array, "B C"]) -> Bool[Array, "B T C"]:
-  """Which keys of a cache its new tokens see: all of the context, and of their own segment.
-
-  Args:
-    segment_BT: of the new tokens, as in `attention_mask`.
-    held_BC: of the cache's slots; 0 is a free one.
-  """
-  q, k = segment_BT[:, :, None], held_BC[:, None, :]
-  return (k > 0) & ((k == q) | (k == 1))
-
-
 def _weight(
   module: nn.Module, name: str, shape: tuple[int, ...], names: tuple, scale: float
 ) -> Any:
@@ -117,31 +75,6 @@ def equal_qk(layers: dict[str, Any], model: Model) -> dict[str, Any]:
   grouped = q.reshape(*q.shape[:-1], model.kv_heads, -1, model.head_size)
   first = grouped[..., 0, :].reshape(layers["k"].value.shape)
   return layers | {"k": layers["k"].replace_boxed(first)}
-
-
-def attend(
-  q_BTHK: Float[Array, "B T H K"], parts: Any, mask_BTC: Bool[Array, "B T C"]
-) -> Float[Array, "B T H K"]:
-  """Attention to keys that lie in several places, none of which is copied for it.
-
-  Args:
-    parts: pairs of k_BHCK and v_BHCK; heads of queries divide into theirs.
-    mask_BTC: of the keys of all parts, in their order.
-  """
-  b, t, n_heads, size = q_BTHK.shape
-  n_kv = parts[0][0].shape[1]
-  q_BTHGK = q_BTHK.reshape(b, t, n_kv, n_heads // n_kv, size)
-  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  scores = [dot("bthgk,bhck->bhgtc", q_BTHGK, k_BHCK) for k_BHCK, _ in parts]
-  scores_BHGTC = jnp.concatenate(scores, axis=-1) * size**-0.5
-  scores_BHGTC = jnp.where(mask_BTC[:, None, None], scores_BHGTC, -jnp.inf)
-  share_BHGTC = jax.nn.softmax(scores_BHGTC).astype(q_BTHK.dtype)
-  ends = np.cumsum([k_BHCK.shape[2] for k_BHCK, _ in parts])[:-1]
-  shares = jnp.split(share_BHGTC, ends, axis=-1)
-  mixed = [
-    dot("bhgtc,bhck->bthgk", s, v_BHCK) for s, (_, v_BHCK) in zip(shares, parts, strict=True)
-  ]
-  return jnp.add(*mixed).reshape(q_BTHK.shape).astype(q_BTHK.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -184,17 +117,17 @@ class Block(nn.Module):
     mixed_BTD, own = self._attention(norm_BTD, layer, shared)
     x_BTD = x_BTD + mixed_BTD
     norm_BTD = RMSNorm(m.norm_eps, axes.EMBED, name="mlp_norm")(x_BTD)
-    gate_BTF = self._project("gate", norm_BTD, m.d_ff, layer, shared)
-    up_BTF = self._project("up", norm_BTD, m.d_ff, layer, shared)
+    gate_BTF = self._project("gate", norm_BTD, layer, shared)
+    up_BTF = self._project("up", norm_BTD, layer, shared)
     hidden_BTF = nn.silu(gate_BTF) * up_BTF
-    return x_BTD + self._project("down", hidden_BTF, m.d_model, layer, shared), own
+    return x_BTD + self._project("down", hidden_BTF, layer, shared), own
 
   def _attention(self, x_BTD, layer, shared):
     m = self.model
     b, t, _ = x_BTD.shape
-    q = self._project("q", x_BTD, m.heads * m.head_size, layer, shared)
-    k = self._project("k", x_BTD, m.kv_heads * m.head_size, layer, shared)
-    v = self._project("v", x_BTD, m.kv_heads * m.head_size, layer, shared)
+    q = self._project("q", x_BTD, layer, shared)
+    k = self._project("k", x_BTD, layer, shared)
+    v = self._project("v", x_BTD, layer, shared)
     q_BTHK = self._turned("q", q.reshape(b, t, m.heads, m.head_size), shared)
     k_BTHK = self._turned("k", k.reshape(b, t, m.kv_heads, m.head_size), shared)
     v_BTHK = v.reshape(b, t, m.kv_heads, m.head_size)
@@ -202,22 +135,23 @@ class Block(nn.Module):
     # Heads first: as products over slots have it, so that a long past is not transposed.
     own = None if past is None else (k_BTHK.swapaxes(1, 2), v_BTHK.swapaxes(1, 2))
     if past:
-      mixed_BTHK = attend(q_BTHK, (past, own), shared.mask_BTC)
+      mixed_BTHK = attention.attend(q_BTHK, (past, own), shared.mask_BTC)
     else:
       mixed_BTHK = jax.nn.dot_product_attention(
         q_BTHK, k_BTHK, v_BTHK, mask=shared.mask_BTC[:, None], implementation=m.kernel
       )
     flat = mixed_BTHK.reshape(b, t, m.heads * m.head_size)
-    return self._project("o", flat, m.d_model, layer, shared), own
+    return self._project("o", flat, layer, shared), own
 
-  def _project(self, name, x_BTD, d_out, layer, shared):
-    w_DF = _weight(self, name, (x_BTD.shape[-1], d_out), NAMES[name], x_BTD.shape[-1] ** -0.5)
+  def _project(self, name, x_BTD, layer, shared):
+    d_in, d_out = sizes(self.model)[name]
+    w_DF = _weight(self, name, (d_in, d_out), NAMES[name], d_in**-0.5)
     own = layer.get(name)
     if isinstance(own, picked.Picked):
       y_BTF = picked.product(x_BTD, w_DF, own)
     else:
       # Two-dimensional: the backward pass of a batched product is 1.6 times slower on CPU.
-      y_NF = x_BTD.reshape(-1, x_BTD.shape[-1]) @ w_DF.astype(x_BTD.dtype)
+      y_NF = x_BTD.reshape(-1, d_in) @ w_DF.astype(x_BTD.dtype)
       y_BTF = y_NF.reshape(*x_BTD.shape[:-1], d_out)
     if self.model.qkv_bias and name in BIASED:
       y_BTF = y_BTF + self._bias(name, d_out).astype(y_BTF.dtype)
