@@ -14,8 +14,8 @@ Suites, each with the figures that it writes under "figures":
   memory   peak_bytes: growth from the first to the last number of experts, and adapters' own bytes
   compile  growth of the time that compilation takes
   decode   tokens/s of 32 tokens behind a prompt that fills the rest of a row: over a plain decode
-           of the base at 2B rows, also without the base's own row (combine="logits"), and of the
-           last over the first number of experts
+           of the base at 2B rows, also without the base's own row (combine="logits") and with half
+           of the layers as trunk, and of the last over the first number of experts
   loop     the wait for a batch, and the stall of a checkpoint, over a step on real data
   devices  flops_per_device: of eight devices, over those of one; on a CPU they are there with
            XLA_FLAGS=--xla_force_host_platform_device_count=8
@@ -165,20 +165,26 @@ def decode(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], 
   }
   base = _with(c, experts={"kind": "none"}, loss={"beta": 0.0, "dependence": 0.0})
   plain = cases.decode("plain_base_2B", base, 2 * c.batch_size)
-  # Without the base's own row beside those of the streams.
-  logits = _with(c, experts={"count": counts[0]}, combine="logits")
-  streams = cases.decode(f"routed/{counts[0]}/logits", logits, c.batch_size)
-  found = [case for pair in (*ours.values(), streams, plain) for case in pair]
+  one = _with(c, experts={"count": counts[0]})
+  variants = {
+    "combine_logits": _with(one, combine="logits"),  # No row of the base beside the streams'.
+    "half_trunk": _with(one, model={"trunk_layers": c.model.layers // 2}),
+  }
+  others = {
+    name: cases.decode(f"routed/{counts[0]}/{name}", changed, c.batch_size)
+    for name, changed in variants.items()
+  }
+  found = [case for pair in (*ours.values(), *others.values(), plain) for case in pair]
   cases.time_in_turns(found, WARMUP, repeats)
   first, last = counts[0], counts[-1]
   both = lambda pair: sum(case.summary(case.step_s)["median"] for case in pair)
   # Tokens/s are the inverse of the time, so that the baseline's stands above ours.
   return found, {
     "over_plain_2B": {str(n): _ratio(plain[1], pair[1]) for n, pair in ours.items()},
-    "over_plain_2B_combine_logits": _ratio(plain[1], streams[1]),
+    **{f"over_plain_2B_{name}": _ratio(plain[1], pair[1]) for name, pair in others.items()},
     "over_plain_2B_with_prompt": {str(n): both(plain) / both(pair) for n, pair in ours.items()},
     f"tokens_{last}_over_{first}": _ratio(ours[first][1], ours[last][1]),
-    "prompt_and_answer_s": {str(n): both(pair) for n, pair in ours.items()},
+    "prompt_and_answer_s": {str(n): both(pair) for n, pair in (ours | others).items()},
   }
 
 

@@ -112,11 +112,19 @@ def test_answers_are_timed_apart_from_their_prompts(small):
   found, figures = bench.decode(c, [2, 6], 2)
   assert [case.name for case in found] == [
     f"{name}/{part}"
-    for name in ("routed/2", "routed/6", "routed/2/logits", "plain_base_2B")
+    for name in (
+      "routed/2",
+      "routed/6",
+      "routed/2/combine_logits",
+      "routed/2/half_trunk",
+      "plain_base_2B",
+    )
     for part in ("prompt", "answer")
   ]
   assert figures["tokens_6_over_2"]["flops"] == pytest.approx(1, rel=0.01)
   # By FLOPs the base and two streams stand against two: 2 / 3, and the adapters.
   assert 0.5 < figures["over_plain_2B"]["2"]["flops"] < 0.67
+  # A layer of the trunk once and one above it thrice are two twice.
+  assert 0.75 < figures["over_plain_2B_half_trunk"]["flops"] < 1
   _, said_BM = found[1].run(found[1].state, *found[1].args)
   assert said_BM.shape == (2, cases.N_SAID)

@@ -25,7 +25,8 @@ class Cache(NamedTuple):
   """C slots for each of B inputs; all inputs use the same ones, and mask what is padding.
 
   Attributes:
-    past: pass through layers -> (k_LNHCK, v_LNHCK), N rows of it; {} when nothing was read.
+    past: pass through layers -> of each layer (k_NHCK, v_NHCK), N rows of it; {} when nothing was
+      read. A layer's arrays lie apart, because a loop over a stack of them would copy each.
     segment_BC: of the token in each slot, as in `Batch`; 0 is padding, or free.
     position_BC: of the token in each slot, as in `Batch`.
     used: slots that are taken.
@@ -89,12 +90,18 @@ class Passes:
     put = lambda old, new, axis: jax.lax.dynamic_update_slice_in_dim(
       old, new.astype(old.dtype), used, axis
     )
+    own = {name: _layers(stack) for name, stack in self._own.items()}
     if held.past:
-      past = jax.tree.map(lambda old, new: put(old, new, 3), held.past, self._own)
+      past = jax.tree.map(lambda old, new: put(old, new, 2), held.past, own)
     else:
-      free = ((0, 0), (0, 0), (0, 0), (0, n_free), (0, 0))
-      past = jax.tree.map(lambda new: jnp.pad(new, free), self._own)
+      free = ((0, 0), (0, 0), (0, n_free), (0, 0))
+      past = jax.tree.map(lambda new: jnp.pad(new, free), own)
     kept = None if routed is None else routed._replace(losses={})
     segment_BC = put(held.segment_BC, batch.segment_BT, 1)
     position_BC = put(held.position_BC, batch.position_BT, 1)
     return Cache(past, segment_BC, position_BC, used + n_new, kept)
+
+
+def _layers(stack: Any) -> tuple[Any, ...]:
+  """Of each layer the keys and values; () where a pass has no layer."""
+  return tuple(zip(*stack, strict=True)) if stack else ()

@@ -56,6 +56,28 @@ def cached_mask(segment_BT: Int[Array, "B T"], held_BC: Int[Array, "B C"]) -> Bo
   return (k > 0) & ((k == q) | (k == 1))
 
 
+def attend_held(
+  layer: Int[Array, ""],
+  q_BTHK: Float[Array, "B T H K"],
+  past: tuple[Any, ...],
+  own: Any,
+  mask_BTC: Bool[Array, "B T C"],
+) -> Float[Array, "B T H K"]:
+  """`attend` to what the cache holds of one layer of a loop, and to the tokens' own.
+
+  A branch per layer reads that layer's arrays where they lie. Sliced from a stack, the loop copies
+  them first: 13 ms per token against 7, for 24 rows of 256 slots in 4 layers on a CPU.
+
+  Args:
+    layer: number of it.
+    past: of every layer, k_BHCK and v_BHCK.
+    own: k_BHTK and v_BHTK.
+    mask_BTC: of the slots of the cache, then of the T tokens.
+  """
+  branch = lambda held: lambda q, own, mask: attend(q, (held, own), mask)
+  return jax.lax.switch(layer, [branch(held) for held in past], q_BTHK, own, mask_BTC)
+
+
 def attend(
   q_BTHK: Float[Array, "B T H K"], parts: Any, mask_BTC: Bool[Array, "B T C"]
 ) -> Float[Array, "B T H K"]:

@@ -43,6 +43,7 @@ class Shared(NamedTuple):
   cos_BTK: Float[Array, "B T K"]
   sin_BTK: Float[Array, "B T K"]
   weights_BTE: Float[Array, "B T E"] | None  # Of block adapters; None when they are gathered.
+  past: tuple[Any, ...] = ()  # Of each layer, k_BHCK and v_BHCK that a cache holds.
 
 
 def shared(
@@ -102,9 +103,8 @@ class Block(nn.Module):
 
   `layer` holds what experts change: name of the projection -> adapters (a, b), their scale folded
   into b, or `Picked` matrices; and under "key" the dropout key, if any. An empty dict leaves the
-  base alone. Under "past" are the keys and values of tokens read before, k_BHCK and v_BHCK or ()
-  for none: given any of these, the tokens attend to them too, and the layer also returns its own
-  k_BHTK and v_BHTK.
+  base alone. Under a cache "layer" is its number: the layer then also returns its own k_BHTK and
+  v_BHTK, and its tokens attend to those in `shared.past` too, if there are any.
   """
 
   model: Model
@@ -131,11 +131,11 @@ class Block(nn.Module):
     q_BTHK = self._turned("q", q.reshape(b, t, m.heads, m.head_size), shared)
     k_BTHK = self._turned("k", k.reshape(b, t, m.kv_heads, m.head_size), shared)
     v_BTHK = v.reshape(b, t, m.kv_heads, m.head_size)
-    past = layer.get("past", None)
     # Heads first: as products over slots have it, so that a long past is not transposed.
-    own = None if past is None else (k_BTHK.swapaxes(1, 2), v_BTHK.swapaxes(1, 2))
-    if past:
-      mixed_BTHK = attention.attend(q_BTHK, (past, own), shared.mask_BTC)
+    own = (k_BTHK.swapaxes(1, 2), v_BTHK.swapaxes(1, 2)) if "layer" in layer else None
+    if shared.past:
+      held = shared.past, own, shared.mask_BTC
+      mixed_BTHK = attention.attend_held(layer["layer"], q_BTHK, *held)
     else:
       mixed_BTHK = jax.nn.dot_product_attention(
         q_BTHK, k_BTHK, v_BTHK, mask=shared.mask_BTC[:, None], implementation=m.kernel
@@ -225,7 +225,7 @@ class Decoder(nn.Module):
 
   def trunk(self, x_BTD: Float[Array, "B T D"], shared: Shared, past: Any = None) -> Any:
     """The lowest layers, which carry no adapters; returns as `upper` does."""
-    return _through(self.trunk_layers, x_BTD, {}, shared, past)
+    return _through(self.trunk_layers, self.model.trunk_layers, x_BTD, {}, shared, past)
 
   def upper(
     self, x_BTD: Float[Array, "B T D"], layers: dict[str, Any], shared: Shared, past: Any = None
@@ -234,12 +234,13 @@ class Decoder(nn.Module):
 
     Args:
       layers: adapters with a leading layer axis, or an empty dict.
-      past: of a cache: k_LBHCK and v_LBHCK of the tokens before, () when there are none.
+      past: of a cache: each layer's k_BHCK and v_BHCK of the tokens before, () when there are none.
 
     Returns:
       The states x_BTD; given a past, also the tokens' own (k_LBHTK, v_LBHTK).
     """
-    return _through(self.upper_layers, x_BTD, layers, shared, past)
+    n_upper = self.model.layers - self.model.trunk_layers
+    return _through(self.upper_layers, n_upper, x_BTD, layers, shared, past)
 
   def unembed(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Final norm and head; float32 logits."""
@@ -265,7 +266,10 @@ def init(decoder: Decoder, key: Array) -> Any:
   return params
 
 
-def _through(stack, x_BTD: Array, layers: dict[str, Any], shared: Shared, past: Any) -> Any:
+def _through(stack, n: int, x_BTD, layers: dict[str, Any], shared: Shared, past: Any) -> Any:
   if past is None:
     return x_BTD if stack is None else stack(x_BTD, layers, shared)[0]
-  return (x_BTD, ()) if stack is None else stack(x_BTD, layers | {"past": past}, shared)
+  if stack is None:
+    return x_BTD, ()
+  numbered = layers | {"layer": jnp.arange(n)}
+  return stack(x_BTD, numbered, shared._replace(past=past))
