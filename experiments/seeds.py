@@ -21,7 +21,7 @@ def load(run: workdir.Run, folder: str, others: Sequence[str]) -> list[workdir.R
   whose = {run.config.seed: folder}
   for name in others:
     other = workdir.load_run(pathlib.Path(name), run.config.mesh)
-    differs = workdir.difference(config.to_dict(other.config), mine, FREE)
+    differs = config.difference(config.to_dict(other.config), mine, FREE)
     if differs is not None:
       raise InputError(f"--seed_workdir={name} is no other seed of {folder}: {differs} here")
     seed = other.config.seed

@@ -18,7 +18,7 @@ import pathlib
 import platform
 import subprocess
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -104,13 +104,13 @@ def claim(workdir: pathlib.Path, c: Config) -> Iterator[None]:
   with alone(workdir):
     path, mine = workdir / "config.json", config.to_dict(c)
     if processes.of_first(path.exists()):  # Asked before any process writes it.
-      found = difference(_read_json(path), mine, FREE)
+      found = config.difference(_read_json(path), mine, FREE)
       if found is not None:
         raise InputError(
           f"{workdir} holds another config's run: {found} here; choose another --workdir"
         )
     write_json(path, mine)
-    found = difference(_read_json(path), mine, FREE[-1:])
+    found = config.difference(_read_json(path), mine, FREE[-1:])
     if found is not None:
       raise InputError(
         f"process {jax.process_index()} was started with another config than process 0: {found} "
@@ -146,26 +146,6 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
     except OSError as error:
       raise InputError(f"cannot lock {path}: {error.strerror}; use a local file system") from None
     yield
-
-
-def difference(theirs: Any, mine: Any, free: Collection[tuple[str, ...]]) -> str | None:
-  """The first key in which two configs differ, and how; None where they do not.
-
-  Args:
-    free: keys, or their beginnings, that may differ.
-  """
-  for key, there, here in _differences(theirs, mine, ()):
-    if not any(key[: len(start)] == start for start in free):
-      return f"config.{'.'.join(key)} is {there!r} there and {here!r}"
-  return None
-
-
-def _differences(theirs: Any, mine: Any, where: tuple[str, ...]):
-  if isinstance(theirs, dict) and isinstance(mine, dict):
-    for key in sorted(theirs.keys() | mine.keys()):
-      yield from _differences(theirs.get(key), mine.get(key), (*where, key))
-  elif theirs != mine:
-    yield where, theirs, mine
 
 
 def _read_json(path: pathlib.Path) -> Any:

@@ -1,7 +1,7 @@
 """ConfigDict in, frozen dataclasses out: a stray, missing or contradictory key raises."""
 
 from iclm.config.errors import InputError, nearest
-from iclm.config.read import from_config_dict, to_dict
+from iclm.config.read import difference, from_config_dict, to_dict
 from iclm.config.schema import (
   Bottleneck,
   Checkpoint,
@@ -45,6 +45,7 @@ __all__ = [
   "Study",
   "Tokenizer",
   "Trains",
+  "difference",
   "from_config_dict",
   "nearest",
   "to_dict",

@@ -1,7 +1,7 @@
-"""ConfigDict in, frozen dataclasses out, and back."""
+"""ConfigDict in, frozen dataclasses out, and back; and where two of them differ."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from iclm.config import checks
@@ -27,6 +27,26 @@ def from_config_dict(tree: Any) -> Config:
 def to_dict(config: Any) -> dict[str, Any]:
   """The inverse of `from_config_dict`: plain dicts, lists, numbers and strings, for JSON."""
   return dataclasses.asdict(config, dict_factory=_plain)
+
+
+def difference(theirs: Any, mine: Any, free: Collection[tuple[str, ...]]) -> str | None:
+  """The first key in which two configs differ, and how; None where they do not.
+
+  Args:
+    free: keys, or their beginnings, that may differ.
+  """
+  for key, there, here in _differences(theirs, mine, ()):
+    if not any(key[: len(start)] == start for start in free):
+      return f"config.{'.'.join(key)} is {there!r} there and {here!r}"
+  return None
+
+
+def _differences(theirs: Any, mine: Any, where: tuple[str, ...]):
+  if isinstance(theirs, dict) and isinstance(mine, dict):
+    for key in sorted(theirs.keys() | mine.keys()):
+      yield from _differences(theirs.get(key), mine.get(key), (*where, key))
+  elif theirs != mine:
+    yield where, theirs, mine
 
 
 def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
