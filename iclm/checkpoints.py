@@ -28,6 +28,7 @@ from iclm import manifest, processes
 from iclm.config import InputError
 
 _META, _STATE, _NEW = "meta.json", "state", ".new"
+_MARK = "commit_success.txt"  # Orbax's own, with the path at the save; the manifest replaces it.
 _STEP = re.compile(r"(0|[1-9]\d*)(\.new)?")
 _log = logging.getLogger(__name__)
 
@@ -193,6 +194,7 @@ class Checkpoints:
       self._orbax.wait_until_finished()
       self._bad.discard(about["step"])
       if processes.is_first():
+        (target / _STATE / _MARK).unlink(missing_ok=True)
         (target / _META).write_text(meta)
         manifest.write(target, about)
         self._settle()
