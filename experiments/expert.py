@@ -1,26 +1,32 @@
-"""Take an expert out of a run, or put one in.
+"""Take an expert out of a run, or put one in; or take all of a run that answering needs.
 
   python -m experiments.expert --workdir=RUN --export=1 --out=FOLDER           an adapter of peft
   python -m experiments.expert --workdir=RUN --export=1 --merged --out=FOLDER  merged into the base
   python -m experiments.expert --workdir=RUN --export=base --out=FOLDER        the base alone
+  python -m experiments.expert --workdir=RUN --export=run --dtype=bfloat16 --out=NEW_RUN
   python -m experiments.expert --workdir=RUN --put=1 --adapter=FOLDER --out=NEW_RUN
 
 An expert is its number, or `invariant`. Bases, and experts merged into them, are folders of
 transformers with the run's tokenizer. A new run has the adapter in its expert's place, and all else
-bitwise as it was.
+bitwise as it was. An exported run is a run's folder with the parameters only: every command that
+reads a run reads it, none trains in it, and another run may start from it (checkpoint.init_from).
 """
 
 import pathlib
+import shutil
 from typing import Literal
 
+import jax
 from absl import flags
 
 from experiments import cli
-from iclm import axes, hf, workdir
+from iclm import axes, config, hf, workdir
 from iclm.config import InputError
+from iclm.hf import whole
 
 MAX_BYTES = 4 * 2**30  # Of a file of an exported base.
-BASE = "base"
+BASE, RUN = "base", "run"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(flag: flags.FlagValues) -> int:
@@ -28,13 +34,17 @@ def main(flag: flags.FlagValues) -> int:
     raise InputError("give --export to take an expert out, or --put to put one in, and not both")
   if (flag.put is None) != (flag.adapter is None):
     raise InputError("--adapter names the folder that --put puts in; give both, or neither")
-  if flag.merged and flag.export in (None, BASE):
+  if flag.merged and flag.export in (None, BASE, RUN):
     raise InputError("--merged merges the expert that --export names into the base; name one")
+  if flag.export == RUN and flag.dtype == "float16":
+    raise InputError("--dtype=float16 may not hold all of a run; float32 and bfloat16 do")
   out, name = pathlib.Path(flag.out).expanduser(), flag.export or flag.put
-  expert = None if name == BASE else _expert(name)
+  expert = None if name in (BASE, RUN) else _expert(name)
   run, state = workdir.load_state(pathlib.Path(flag.workdir))
   if flag.put is not None:
     _put(flag, run, state, expert, out)
+  elif name == RUN:
+    _export_run(run, pathlib.Path(flag.workdir), out, flag.dtype)
   else:
     _export(flag, run, expert, out)
   print(f"{out}: {name} of {flag.workdir}, step {run.step}")
@@ -60,10 +70,31 @@ def _export(flag: flags.FlagValues, run: workdir.Run, expert, out: pathlib.Path)
   )
 
 
+def _export_run(run: workdir.Run, source: pathlib.Path, out: pathlib.Path, dtype: str) -> None:
+  """Writes what `workdir.load_run` reads; whole, or not at all.
+
+  The results are those of the run before its parameters were rounded.
+  """
+  c, results = run.config, source / workdir.RESULTS
+  told = workdir.meta(c, run.tokenizer) | {"dtype": dtype}
+  with whole.folder(out) as beside:
+    workdir.write_json(beside / workdir.CONFIG, config.to_dict(c))
+    workdir.keep_tokenizer(beside, run.tokenizer)
+    if results.exists():
+      shutil.copyfile(results, beside / workdir.RESULTS)
+    (beside / workdir.PARAMS).mkdir()  # From here on its checkpoints are those of an exported run.
+    with workdir.checkpoints(beside, c) as saves:
+      saves.save(run.step, jax.tree.map(lambda x: x.astype(dtype), run.params), told, None)
+
+
 def _put(flag: flags.FlagValues, run: workdir.Run, state, expert, out: pathlib.Path) -> None:
   c = run.config
   if expert is None:
-    raise InputError("--put=base: an adapter goes into an expert; name its number, or 'invariant'")
+    raise InputError(
+      f"--put={flag.put}: an adapter goes into an expert; name its number, or 'invariant'"
+    )
+  if state is None:
+    raise InputError(f"{flag.workdir} was exported; put the adapter into the run that it was")
   if out.exists():
     raise InputError(f"--out={out} exists already; name a folder that does not")
   old = hf.adapter_of(c, run.params, expert)
@@ -85,14 +116,16 @@ def _expert(name: str) -> int | Literal["invariant"]:
   try:
     return int(name)
   except ValueError:
-    raise InputError(f"{name!r} is no expert: name its number, 'invariant' or 'base'") from None
+    raise InputError(
+      f"{name!r} is no expert: name its number, 'invariant', 'base' or 'run'"
+    ) from None
 
 
 if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "The folder of a trained run.")
-  flags.DEFINE_string("export", None, "What to take out: an expert's number, invariant, or base.")
+  flags.DEFINE_string("export", None, "An expert's number, invariant, base, or run: all of it.")
   flags.DEFINE_bool("merged", False, "Merge the expert into the base.")
-  flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Of exported bases.")
+  flags.DEFINE_enum("dtype", "float32", DTYPES, "Of exported bases and runs.")
   flags.DEFINE_string("put", None, "Which expert the adapter is to be: a number, or invariant.")
   flags.DEFINE_string("adapter", None, "A folder of peft.")
   flags.DEFINE_string("out", None, "The folder to be made.")

@@ -117,7 +117,7 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, training, sets) -> R
     results = {
       "sets": scored, "train_s": train_s, "parameters": sizes, "provenance": provenance
     }  # fmt: skip
-    workdir.write_json(folder / "results.json", results)
+    workdir.write_json(folder / workdir.RESULTS, results)
   run = workdir.Run(c, model, state.params, tokenizer, mesh, n)
   return Result(run, scored, train_s, n < c.steps)
 

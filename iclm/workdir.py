@@ -6,6 +6,7 @@ chat.json       the chat template, where the config names one
 metrics.jsonl   one line per logged step
 results.json    the final evaluation, with its provenance
 checkpoints/    see `iclm.checkpoints`
+params/         in their place, in the folder of a run that was exported: its parameters alone
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from iclm import compose, config, optim, processes, sharding, step
@@ -32,7 +34,8 @@ from iclm.data.tokenizer import Tokenizer
 
 # Where a run may go on with other values: they change how it runs, not what comes out.
 FREE = (("mesh",), ("fsdp",), ("data", "dir"))
-TOKENIZER, CHAT = "tokenizer.json", "chat.json"
+CONFIG, TOKENIZER, CHAT, RESULTS = "config.json", "tokenizer.json", "chat.json", "results.json"
+CHECKPOINTS, PARAMS = "checkpoints", "params"
 LOCK = ".lock"  # Held by whoever trains here.
 VISIBLE_S = 60  # A network file system may show what another host wrote this late.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
@@ -94,15 +97,20 @@ def claim(workdir: pathlib.Path, c: Config) -> Iterator[None]:
   """Makes the folder, or finds that it is this run's own; inside, no other process trains in it.
 
   Raises:
-    InputError: it holds another config's run (the first difference is named), another process
-      trains in it, or it cannot be written.
+    InputError: it holds another config's run (the first difference is named) or an exported one,
+      another process trains in it, or it cannot be written.
   """
+  if (workdir / PARAMS).exists():
+    raise InputError(
+      f"{workdir} holds an exported run, whose optimizer is not there to go on with; start "
+      f"from it with --config.checkpoint.init_from={workdir} in another --workdir"
+    )
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(f"cannot make the workdir {workdir}: {error.strerror}") from None
   with alone(workdir):
-    path, mine = workdir / "config.json", config.to_dict(c)
+    path, mine = workdir / CONFIG, config.to_dict(c)
     if processes.of_first(path.exists()):  # Asked before any process writes it.
       found = config.difference(_read_json(path), mine, FREE)
       if found is not None:
@@ -167,7 +175,7 @@ def config_of(workdir: pathlib.Path) -> Config:
   Raises:
     InputError: there is no run, or not with the keys of today.
   """
-  return config.from_config_dict(_read_json(workdir / "config.json"))
+  return config.from_config_dict(_read_json(workdir / CONFIG))
 
 
 def load_run(workdir: pathlib.Path, sizes: config.Mesh | None = None) -> Run:
@@ -177,11 +185,14 @@ def load_run(workdir: pathlib.Path, sizes: config.Mesh | None = None) -> Run:
 
 def load_state(
   workdir: pathlib.Path, sizes: config.Mesh | None = None
-) -> tuple[Run, step.TrainState]:
+) -> tuple[Run, step.TrainState | None]:
   """The newest good checkpoint of a run, with its own config and tokenizer.
 
   Args:
     sizes: the mesh to load it onto; None takes the run's own.
+
+  Returns:
+    The run, and the state to go on from; None where the run was exported.
 
   Raises:
     InputError: there is no run, or none of its checkpoints is good.
@@ -192,13 +203,21 @@ def load_state(
     newest = saves.newest()
     if newest is None:
       raise InputError(f"{workdir} holds no complete checkpoint yet; train it first")
-    tokenizer = tokenizer_of(saves.read_meta(newest))
+    told = saves.read_meta(newest)
+    tokenizer = tokenizer_of(told)
     model = compose.build(c, tokenizer.vocab_size, mesh)
-    restored = saves.restore(step.abstract_state(c, model, optim.from_config(c), mesh), newest)
-  assert restored is not None
-  compose.check_finite(c, restored.state.params)
-  run = Run(c, model, restored.state.params, tokenizer, mesh, restored.step)
-  return run, restored.state
+    wanted = step.abstract_state(c, model, optim.from_config(c), mesh)
+    if (workdir / PARAMS).exists():
+      narrow = lambda x: jax.ShapeDtypeStruct(x.shape, told["dtype"], sharding=x.sharding)
+      restored = saves.restore(jax.tree.map(narrow, wanted.params), newest)
+      assert restored is not None
+      state, params = None, jax.tree.map(lambda x: x.astype(jnp.float32), restored.state)
+    else:
+      restored = saves.restore(wanted, newest)
+      assert restored is not None
+      state, params = restored.state, restored.state.params
+  compose.check_finite(c, params)
+  return Run(c, model, params, tokenizer, mesh, restored.step), state
 
 
 def meta(c: Config, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -247,8 +266,8 @@ def template_of(workdir: pathlib.Path) -> Template | None:
 
 def checkpoints(workdir: pathlib.Path, c: Config) -> Checkpoints:
   """The checkpoints of a run; use it as a context. The metric is an accuracy."""
-  folder, keep = workdir / "checkpoints", c.checkpoint
-  return Checkpoints(folder, keep=keep.keep, best=keep.best, maximize=True)
+  name, keep = PARAMS if (workdir / PARAMS).exists() else CHECKPOINTS, c.checkpoint
+  return Checkpoints(workdir / name, keep=keep.keep, best=keep.best, maximize=True)
 
 
 def provenance(c: Config) -> dict[str, Any]:
