@@ -19,4 +19,5 @@ def get_config(size: str = "small"):
   c.router.update(reads="embed", detach=True, scale=32.0)
   c.optimizer.update(lr=2e-3, router_lr=0.1)
   pretrain_base.data(c)
+  c.data.train.acre.ramp = 0  # The base has been through the simple problems.
   return c
