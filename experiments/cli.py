@@ -4,8 +4,10 @@
 143 interrupted, resumable
 """
 
+import math
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ import rich.console
 from absl import app, flags, logging
 
 from experiments import hosts
-from iclm import config, train
+from iclm import axes, config, train, workdir
 
 INTERRUPTED = 143
 # What was compiled once is read from here the next time, as when a run is resumed.
@@ -76,6 +78,36 @@ def _outcome(main: Callable[[], int | None]) -> tuple[int, bool]:
       hosts.lose(" ".join(str(error).split()))
     traceback.print_exc()
     return 1, False
+
+
+def define_run() -> None:
+  """The flags of a command that reads a trained run."""
+  flags.DEFINE_string("workdir", None, "The folder of a trained run.")
+  flags.DEFINE_string("mesh", None, "Devices for data, experts, model: 8x1x1. None: the run's own.")
+
+
+def mesh_of(folder: pathlib.Path, asked: str | None) -> config.Mesh:
+  """The mesh to read a run on: its own, or what was asked for.
+
+  Raises:
+    InputError: there is no run, it cannot lie on that mesh, or its own needs more devices.
+  """
+  c = workdir.config_of(folder)
+  if asked is None:
+    sizes = [getattr(c.mesh, name) for name in axes.MESH]
+    if math.prod(sizes) > jax.device_count():
+      raise config.InputError(
+        f"{folder} was trained on {math.prod(sizes)} devices, config.mesh = "
+        f"{'x'.join(map(str, sizes))}, and here are {jax.device_count()}; name a mesh that fits "
+        "them, as 1x1x1"
+      )
+    return c.mesh
+  if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", asked):
+    raise config.InputError(
+      f"mesh = {asked!r} must be {'x'.join(map(str.upper, axes.MESH))}, as 1x1x1"
+    )
+  sizes = dict(zip(axes.MESH, map(int, asked.split("x")), strict=True))
+  return config.from_config_dict(config.to_dict(c) | {"mesh": sizes}).mesh
 
 
 def console() -> rich.console.Console:

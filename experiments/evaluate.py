@@ -26,9 +26,10 @@ N_REFERENCE = 512  # Training examples whose messages stand in for those knocked
 def main(flag: flags.FlagValues) -> int:
   out = pathlib.Path(flag.out)
   workdir.check_can_be_written(out)
+  sizes = cli.mesh_of(pathlib.Path(flag.workdir), flag.mesh)
   template = workdir.template_of(pathlib.Path(flag.workdir))
   examples = {path: assemble.read(path, template) for path in flag.data}
-  run = workdir.load_run(pathlib.Path(flag.workdir))
+  run = workdir.load_run(pathlib.Path(flag.workdir), sizes)
   if (flag.interventions or flag.independence) and not compose.streams(run.config):
     raise InputError(f"{flag.workdir} is a plain base: it has no experts to examine")
   if flag.seed_workdir and not flag.interventions:
@@ -83,7 +84,7 @@ def _show(sets: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "The folder of a trained run.")
+  cli.define_run()
   flags.DEFINE_multi_string("data", None, "A jsonl or jsonl.gz; may be given several times.")
   flags.DEFINE_multi_string("seed_workdir", [], "The same run of another seed; several times.")
   flags.DEFINE_string("out", None, "Where the JSON goes.")

@@ -40,7 +40,8 @@ def main(flag: flags.FlagValues) -> int:
     raise InputError("--dtype=float16 may not hold all of a run; float32 and bfloat16 do")
   out, name = pathlib.Path(flag.out).expanduser(), flag.export or flag.put
   expert = None if name in (BASE, RUN) else _expert(name)
-  run, state = workdir.load_state(pathlib.Path(flag.workdir))
+  folder = pathlib.Path(flag.workdir)
+  run, state = workdir.load_state(folder, cli.mesh_of(folder, flag.mesh))
   if flag.put is not None:
     _put(flag, run, state, expert, out)
   elif name == RUN:
@@ -122,7 +123,7 @@ def _expert(name: str) -> int | Literal["invariant"]:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "The folder of a trained run.")
+  cli.define_run()
   flags.DEFINE_string("export", None, "An expert's number, invariant, base, or run: all of it.")
   flags.DEFINE_bool("merged", False, "Merge the expert into the base.")
   flags.DEFINE_enum("dtype", "float32", DTYPES, "Of exported bases and runs.")

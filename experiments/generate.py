@@ -30,12 +30,13 @@ def main(flag: flags.FlagValues) -> int:
   out = None if flag.out is None else pathlib.Path(flag.out)
   if out is not None:
     workdir.check_can_be_written(out)
+  sizes = cli.mesh_of(pathlib.Path(flag.workdir), flag.mesh)
   template = workdir.template_of(pathlib.Path(flag.workdir))
   ask = _asker(flag, template)
   asked, options = _asked(flag, template, ask), _options(flag)
   if not asked and out is not None:
     raise InputError("--out takes the answers to --prompt or --prompts, and there is none")
-  run = workdir.load_run(pathlib.Path(flag.workdir))
+  run = workdir.load_run(pathlib.Path(flag.workdir), sizes)
   generate.check(options, run.config)
   size = generate.rows_of(run.mesh, min(len(asked) or 1, flag.batch_size))
   generator = generate.Generator(*run[:-1], size)
@@ -182,7 +183,7 @@ def _write(path: pathlib.Path, lines: Iterable[dict]) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "The folder of a trained run.")
+  cli.define_run()
   flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
   flags.DEFINE_string("prompts", None, "A text file with a prompt per line, or a jsonl of records.")
   flags.DEFINE_string("out", None, "Where the answers go, as jsonl.")

@@ -15,6 +15,7 @@ from typing import Any
 from lm_eval.api.model import LM
 from tqdm import tqdm
 
+from experiments import cli
 from iclm import generate, workdir
 from iclm.config import InputError, nearest
 from iclm.data import chat
@@ -23,7 +24,7 @@ from iclm.evals.subject import Subject
 
 NAME = "iclm"
 MAX_TOKENS = 256  # Of an answer, where a task does not say; as other models of the harness have it.
-ARGUMENTS = ("workdir", "end", "batch_size")
+ARGUMENTS = ("workdir", "end", "batch_size", "mesh")
 STRIDE = 16  # Tokens between two looks at the answers.
 # What a task may say about generation, under each of its names; all else is an error.
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -40,6 +41,7 @@ class Harness(LM):
     batch_size: int | str = "auto",
     max_batch_size: int | None = None,
     device: str | None = None,
+    mesh: str | None = None,
     **unknown: Any,
   ):
     """Loads the newest good checkpoint of a run.
@@ -53,16 +55,17 @@ class Harness(LM):
       max_batch_size: bounds nothing, since no batch grows.
       device: chooses nothing, since the harness asks for "cuda:0" where nobody did; JAX takes the
         devices that it has, and JAX_PLATFORMS chooses.
+      mesh: devices for data, experts and model, as 8x1x1; the run's own where it is not given.
 
     Raises:
-      InputError: see `workdir.load_run`, or an argument is bad.
+      InputError: see `cli.mesh_of` and `workdir.load_run`, or an argument is bad.
     """
     super().__init__()
     for name in unknown:
       raise InputError(f"model_args: {name!r} is not known: " + nearest(name, ARGUMENTS))
     if not isinstance(end, bool):
       raise InputError(f"end = {end!r} must be True or False")
-    run = _load(workdir)
+    run = _load(workdir, mesh)
     size = generate.rows_of(run.mesh, _rows(batch_size, run.config.evaluation.batch_size))
     c = run.config
     if c.experts.kind != "none" and c.router.kind == "oracle":
@@ -180,8 +183,9 @@ def options_of(asked: dict[str, Any]) -> generate.Options:
   )
 
 
-def _load(folder: str) -> workdir.Run:
-  return workdir.load_run(pathlib.Path(str(folder)))
+def _load(folder: str, mesh: str | None) -> workdir.Run:
+  path = pathlib.Path(str(folder))
+  return workdir.load_run(path, cli.mesh_of(path, mesh))
 
 
 def _rows(batch_size: int | str, automatic: int) -> int:

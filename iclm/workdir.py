@@ -10,6 +10,7 @@ params/         in their place, in the folder of a run that was exported: its pa
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
@@ -189,7 +190,7 @@ def load_state(
   """The newest good checkpoint of a run, with its own config and tokenizer.
 
   Args:
-    sizes: the mesh to load it onto; None takes the run's own.
+    sizes: the mesh to load it onto, which becomes that of its config; None takes the run's own.
 
   Returns:
     The run, and the state to go on from; None where the run was exported.
@@ -198,7 +199,8 @@ def load_state(
     InputError: there is no run, or none of its checkpoints is good.
   """
   c = config_of(workdir)
-  mesh = sharding.make_mesh(sizes or c.mesh)
+  c = dataclasses.replace(c, mesh=sizes or c.mesh)
+  mesh = sharding.make_mesh(c.mesh)
   with checkpoints(workdir, c) as saves:
     newest = saves.newest()
     if newest is None:

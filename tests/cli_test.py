@@ -21,10 +21,11 @@ from iclm.config import InputError
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def asked(folder, out, *paths, draws=0, examined=False, others=()):
+def asked(folder, out, *paths, draws=0, examined=False, others=(), mesh=None):
   flag = types.SimpleNamespace(workdir=str(folder), data=list(map(str, paths)), out=str(out))
   flag.draws, flag.examine, flag.seed_workdir = draws, 50, list(map(str, others))
   flag.interventions = flag.independence = examined
+  flag.mesh = mesh
   return evaluate.main(flag)
 
 
@@ -137,6 +138,30 @@ def test_no_run_no_data_no_room_is_told(whole, data, tmp_path):  # noqa: F811
     asked(tmp_path / "nothing", tmp_path / "o.json", data)
   with pytest.raises(InputError, match="cannot write"):
     asked(whole[0], tmp_path / "absent" / "o.json", data)
+
+
+def test_a_run_of_many_devices_is_read_on_few(whole, data, tmp_path):  # noqa: F811
+  many = tmp_path / "many"
+  shutil.copytree(whole[0], many)
+  told = json.loads((many / "config.json").read_text())
+  told["mesh"] = {"data": 2, "expert": 2, "model": 1}
+  (many / "config.json").write_text(json.dumps(told))
+  with pytest.raises(InputError, match=r"4 devices, config.mesh = 2x2x1, and here are 1; .*1x1x1"):
+    asked(many, tmp_path / "o.json", data)
+  for mesh, sentence in (
+    ("4", "'4' must be DATAxEXPERTxMODEL"),
+    ("1x0x1", "'1x0x1' must be DATAxEXPERTxMODEL"),
+    ("1x3x1", "config.batch_size = 4 does not divide"),
+    ("2x1x1", "needs 2 devices, but there are 1"),
+  ):
+    with pytest.raises(InputError, match=sentence):
+      asked(many, tmp_path / "o.json", data, mesh=mesh)
+  assert not (tmp_path / "o.json").exists()
+  found = []
+  for folder, mesh in ((many, "1x1x1"), (whole[0], None)):
+    assert asked(folder, tmp_path / "o.json", data, mesh=mesh) == 0
+    found.append(json.loads((tmp_path / "o.json").read_text())["sets"])
+  assert found[0] == found[1]
 
 
 def test_tables_are_wide_and_plain_where_they_are_piped(capsys, monkeypatch):

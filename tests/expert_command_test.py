@@ -26,7 +26,8 @@ def trained(tmp_path_factory, data):  # noqa: F811
 
 def told(folder, **given):
   every = {"export": None, "merged": False, "dtype": "float32", "put": None, "adapter": None}
-  return command.main(types.SimpleNamespace(workdir=str(folder), **every | given))
+  every |= {"workdir": str(folder), "mesh": None}
+  return command.main(types.SimpleNamespace(**every | given))
 
 
 def test_out_and_in_again(trained, tmp_path, capsys):

@@ -72,7 +72,7 @@ def test_commands_read_it_as_any_run(exported, data, tmp_path):  # noqa: F811
   assert json.loads(answers.read_text())["step"] == 2
   given = {
     "workdir": str(exported), "data": [str(data)], "out": str(scores), "draws": 0, "examine": 8,
-    "interventions": False, "independence": False, "seed_workdir": [],
+    "interventions": False, "independence": False, "seed_workdir": [], "mesh": None,
   }  # fmt: skip
   assert evaluate.main(types.SimpleNamespace(**given)) == 0
   assert json.loads(scores.read_text())["sets"][0]["n"] == 60

@@ -20,7 +20,7 @@ def asked(folder, *prompt, **changes):
   given = {
     "workdir": str(folder), "prompt": list(prompt), "prompts": None, "out": None, "max_tokens": 5,
     "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0, "stop": [], "do_route": None,
-    "disable_expert": [], "batch_size": 4, "chat": False, "system": "",
+    "disable_expert": [], "batch_size": 4, "chat": False, "system": "", "mesh": None,
   }  # fmt: skip
   return command.main(types.SimpleNamespace(**given | changes))
 

@@ -97,7 +97,7 @@ def model(whole):  # noqa: F811
 def test_the_end_counts_where_it_is_asked_for(whole, model):  # noqa: F811
   pair = ("Apply reverse to (a.b.c.d):", "d.c.b.a")
   [(without, _)] = model.loglikelihood(requests(pair), disable_tqdm=True)
-  ending = harness.Harness(workdir=str(whole[0]), end=True)
+  ending = harness.Harness(workdir=str(whole[0]), end=True, mesh="1x1x1")
   [(with_end, _)] = ending.loglikelihood(requests(pair), disable_tqdm=True)
   [(empty, _)] = model.loglikelihood(requests(("", "d.c.b.a")), disable_tqdm=True)
   assert with_end < without < 0 and np.isfinite(empty)
