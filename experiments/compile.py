@@ -135,7 +135,7 @@ def show(told: dict[str, Any], chip: chips.Chip) -> None:
   counted = told["flops"]
   for name, value in counted.items():
     table.add_row(f"operations, by {name}", f"{value / 1e12:.4g} T")
-  if told["fits"]:
+  if "roofline_s" in told:
     table.add_row("bytes to and from memory", size(told["memory_traffic_bytes"]))
     for kind, value in told["collective_bytes"].items():
       table.add_row(f"bytes sent: {kind}", size(value))
@@ -146,7 +146,10 @@ def show(told: dict[str, Any], chip: chips.Chip) -> None:
   if abs(off) > TOLERANCE:
     print(f"the formula differs by {off:+.1%} from the count: it leaves the optimizer's products, "
           "the router and the dependence out")  # fmt: skip
-  if told["fits"]:
+  if "unread" in told:
+    print("it fits; what it sends and its least time are not known, since this release of JAX "
+          f"cannot read the program of this chip: {told['unread']}")  # fmt: skip
+  elif told["fits"]:
     print("it fits; the least time of a step is a bound by the chip's peak figures, not measured")
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import pytest
 from conftest import on_eight_devices, tiny
 from ml_collections import config_dict
@@ -193,6 +194,26 @@ def test_bytes_that_the_compiler_names_are_read(monkeypatch):
   }
   for told, nbytes in words.items():
     assert pod.too_large(told) == pod.TooLarge(told, nbytes)
+
+
+def test_a_program_that_cannot_be_read_leaves_its_bytes(capsys):
+  class Unread:
+    memory_analysis = staticmethod(
+      lambda: jax.jit(lambda x: x).lower(1.0).compile().memory_analysis()
+    )
+
+    @staticmethod
+    def as_text():
+      raise jax.errors.JaxRuntimeError("INTERNAL: async-update instruction\nmore")
+
+  c, chip = tiny(), chips.CHIPS["v6e"]
+  told = pod.report(pod.abstract_step(c, sharding.make_mesh(c.mesh)), Unread, chip)
+  assert told["unread"] == "INTERNAL: async-update instruction" and told["fits"]
+  assert set(told["flops"]) == {"formula", "jaxpr"} and told["bytes"]["weights, trained"] > 0
+  command.show(told, chip)
+  assert "cannot read the program of this chip: INTERNAL" in " ".join(
+    capsys.readouterr().out.split()
+  )
 
 
 @needs_libtpu

@@ -96,19 +96,28 @@ def flops_per_device(s: Step) -> dict[str, float]:
 
 
 def report(s: Step, found: Any, chip: Chip) -> dict[str, Any]:
-  """JSON-able: bytes by class, FLOPs, what is sent, and the bound on the time of a step."""
+  """JSON-able: bytes by class, FLOPs, what is sent, and the bound on the time of a step.
+
+  Where JAX cannot read the compiled program, "unread" says so, and the last two are left out:
+  jaxlib 0.10.2 does not know an operation that its libtpu uses on a v6e.
+  """
   bytes_of: dict[str, Any] = argument_bytes(s)
   told: dict[str, Any] = {"fits": not isinstance(found, TooLarge)}
   told |= {"devices": s.mesh.devices.size, "hbm_bytes": chip.hbm_bytes}
   told |= {"flops": flops_per_device(s)}
   if isinstance(found, TooLarge):
     return told | {"bytes": bytes_of | {"total": found.nbytes}, "compiler": found.told}
-  m, program = found.memory_analysis(), hlo.parse(found.as_text())
+  m = found.memory_analysis()
   bytes_of["padding"] = m.argument_size_in_bytes - sum(bytes_of.values())
   bytes_of["activations and temporaries"] = (
     m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
   )
   bytes_of["program"] = m.generated_code_size_in_bytes
+  told["bytes"] = bytes_of | {"total": sum(bytes_of.values())}
+  try:
+    program = hlo.parse(found.as_text())
+  except jax.errors.JaxRuntimeError as error:
+    return told | {"unread": str(error).splitlines()[0]}
   told["flops"]["hlo"] = work.flops(program)
   sent, moved = collectives.bytes_by_kind(program), work.memory_bytes(program)
   seconds = {
@@ -117,7 +126,6 @@ def report(s: Step, found: Any, chip: Chip) -> dict[str, Any]:
     "collectives": sum(sent.values()) / chip.ici,
   }
   return told | {
-    "bytes": bytes_of | {"total": sum(bytes_of.values())},
     "memory_traffic_bytes": moved,
     "collective_bytes": sent,
     "roofline_s": seconds | {"step": max(seconds.values())},
