@@ -5,10 +5,20 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
-# Tests compile much and run little. Before JAX is imported, or it is not heard.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Tests compile much and run little, and the old emitter of kernels takes a third of the time of the
+# one that goes by MLIR. A jaxlib that no longer has it says so and stops.
+# Before JAX is imported, or it is not heard.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", QUICK)
+# Many tests train or ask the same small model: what one process of a session has compiled, the
+# others read, those of xdist and those that tests start. Name a folder to keep it for the next.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _compiled = tempfile.TemporaryDirectory(prefix="iclm-compiled-")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +108,7 @@ def build(c: config.Config):
 
 def on_eight_devices(script: str, *args: str) -> Any:
   """What a script prints last, as JSON; a process of its own, since devices are counted once."""
-  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+  flags = f"{QUICK} --xla_force_host_platform_device_count=8"
   path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
   env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
   command = [sys.executable, "-c", script, *args]

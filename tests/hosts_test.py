@@ -14,6 +14,7 @@ import types
 
 import numpy as np
 import pytest
+from conftest import QUICK
 from train_test import data, metrics_of, n_lines  # noqa: F401, a fixture.
 
 from experiments import hosts
@@ -45,7 +46,7 @@ def place(data, tmp_path_factory):  # noqa: F811
   old = dict(os.environ)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "xla")
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-  os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+  os.environ["XLA_FLAGS"] = QUICK
   yield folder
   os.environ.clear()
   os.environ.update(old)

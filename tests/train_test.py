@@ -38,7 +38,7 @@ def small_config(data: pathlib.Path, **changes):
   c.data.train = {"mechanisms": base.source(jsonl=str(data))}
   c.data.domains = mechanisms.TASKS["default"].surfaces
   c.data.update(seq_len=40, question="none", questions_per_row=1)
-  c.data.tokenizer.update(split="words", vocab_size=400)
+  c.data.tokenizer.update(split="words", vocab_size=400, texts=500)
   c.evaluation.update(every=12, batch_size=8, best="test")
   c.evaluation.sets = {"test": base.source(jsonl=str(data), limit=16)}
   c.checkpoint.update(every=EVERY, keep=3, best=1)
@@ -163,6 +163,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(whole, tmp_path,
   assert damaged.name in caplog.text
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+  """Where the commands keep what they compile: one that is killed may leave half a program."""
+  return tmp_path_factory.mktemp("compiled")
+
+
 def command(folder, data, config_file):
   lines = "import sys; sys.path.insert(0, {!r})\n".format(str(ROOT / "tests"))
   lines += "from train_test import small_config\nimport pathlib\n"
@@ -173,8 +179,8 @@ def command(folder, data, config_file):
   ]  # fmt: skip
 
 
-def start(argv, tmp_path):
-  env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
+def start(argv, compiled):
+  env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
   env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT)}
   return subprocess.Popen(
     argv, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -196,13 +202,13 @@ def saving(folder):
 
 
 @pytest.mark.slow
-def test_killed_ten_times_and_bitwise_the_same(data, tmp_path, whole):
+def test_killed_ten_times_and_bitwise_the_same(data, tmp_path, whole, compiled):
   """Odd kills come during a save, even ones after a random number of logged steps."""
   folder, rng = tmp_path / "run", random.Random(0)
   argv = command(folder, data, tmp_path / "killed.py")
   kills = 0
   while kills < 10:
-    process = start(argv, tmp_path)
+    process = start(argv, compiled)
     base_lines, wanted = n_lines(folder), rng.randint(1, 3)
     due = lambda: (
       saving(folder) if kills % 2 else n_lines(folder) >= base_lines + wanted  # noqa: B023
@@ -217,7 +223,7 @@ def test_killed_ten_times_and_bitwise_the_same(data, tmp_path, whole):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     kills += 1
-  process = start(argv, tmp_path)
+  process = start(argv, compiled)
   output = process.communicate(timeout=300)[0]
   assert process.returncode == 0, output
   assert kills >= 5  # As many as fit into the run.
@@ -225,10 +231,10 @@ def test_killed_ten_times_and_bitwise_the_same(data, tmp_path, whole):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_resumable(data, tmp_path, whole):
+def test_sigterm_saves_and_exits_resumable(data, tmp_path, whole, compiled):
   folder = tmp_path / "run"
   argv = command(folder, data, tmp_path / "interrupted.py")
-  process = start(argv, tmp_path)
+  process = start(argv, compiled)
   while process.poll() is None and n_lines(folder) < 2:
     time.sleep(0.005)
   process.send_signal(signal.SIGTERM)
@@ -237,7 +243,7 @@ def test_sigterm_saves_and_exits_resumable(data, tmp_path, whole):
   assert "the same command goes on" in output
   saved = workdir.load_run(folder).step
   assert saved >= 4 and saved < STEPS
-  process = start(argv, tmp_path)
+  process = start(argv, compiled)
   output = process.communicate(timeout=300)[0]
   assert process.returncode == 0, output
   assert_equal(folder, whole)

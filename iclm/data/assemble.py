@@ -12,7 +12,7 @@ import grain
 
 from iclm import config
 from iclm.config import InputError
-from iclm.data import acre, builders, chat, overlap, pipeline, raven, records, rows, tokenizer
+from iclm.data import acre, chat, overlap, pipeline, raven, records, rows, tokenizer
 from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
 
@@ -37,6 +37,8 @@ def examples(source: config.Source, data: config.Data) -> Sequence[Example]:
   if source.jsonl:
     found = read(source.jsonl, template(data))
   else:
+    from iclm.data import builders  # With TFDS, which a run on jsonl need not wait for.
+
     found = builders.load(source.tfds, source.split, str(pathlib.Path(data.dir).expanduser()))
   n = min(source.limit or len(found), len(found))
   return [found[i] for i in range(n)]

@@ -153,9 +153,15 @@ def compositions(task: Task) -> tuple[list[Composition], list[Composition]]:
 
 def _behaviour(task: Task, operations: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
   """What operations make of sequences of each length; equal, it is taken for the same operation."""
-  draws = itertools.product((*task.lengths, *task.longer), range(_PROBES))
-  probes = (random.Random(i).sample(range(task.size), length) for length, i in draws)
+  probes = _probes((*task.lengths, *task.longer), task.size)
   return tuple(apply(operations, probe, task.size) for probe in probes)
+
+
+@functools.cache
+def _probes(lengths: tuple[int, ...], size: int) -> tuple[list[int], ...]:
+  """Sequences of each length, drawn once: every operation of a task is asked about the same."""
+  draws = itertools.product(lengths, range(_PROBES))
+  return tuple(random.Random(i).sample(range(size), length) for length, i in draws)
 
 
 @functools.cache
