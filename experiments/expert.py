@@ -45,7 +45,7 @@ def main(flag: flags.FlagValues) -> int:
   if flag.put is not None:
     _put(flag, run, state, expert, out)
   elif name == RUN:
-    _export_run(run, pathlib.Path(flag.workdir), out, flag.dtype)
+    _export_run(run, folder, out, flag.dtype)
   else:
     _export(flag, run, expert, out)
   print(f"{out}: {name} of {flag.workdir}, step {run.step}")
