@@ -25,7 +25,8 @@ def get_config(part: str = "experts"):
   """`part` is base, or experts on the base in runs/frozen/base (checkpoint.init_from)."""
   change = base.pick(part, {"base": _base, "experts": _experts})
   c = quickstart.get_config()
-  c.evaluation.every = 0
+  c.evaluation.update(every=0, best="")
+  c.evaluation.sets.iid_val = base.source(tfds="mechanisms/default", split="iid_val", limit=1_000)
   c.study.plain_base = False
   c.study.shift.surface = ""
   change(c)

@@ -7,6 +7,9 @@ A run is `experiments.train` in a folder of its own, WORKDIR/SYSTEM/SEED. Where 
 key to tune, every system first tries the same values of it, in WORKDIR/tuning. The same command
 goes on: finished runs are skipped, others go on from their checkpoints, and one that fails is tried
 again. It ends on WORKDIR/table.csv and, where the sweep names baselines, comparison.json.
+
+Where the sweep names one of its systems as the base, that one runs first, and every run of the
+others starts from the base of its own seed (checkpoint.init_from).
 """
 
 import importlib.util
@@ -29,19 +32,21 @@ def main(flag: flags.FlagValues) -> int:
   sweep = _load(pathlib.Path(flag.sweep))
   jobs = jobs_of(sweep, folder, flag.override, flag.systems)
   plan(folder, jobs)
+  bases, jobs = _split(jobs, sweep.base)
   with Children() as children:
-    launch = lambda jobs: run(jobs, flag.jobs, flag.tries, children)
-    dead = []
+    launch = lambda jobs: [] if children.stopped else run(jobs, flag.jobs, flag.tries, children)
+    dead = launch(bases) if bases else []
+    jobs = _startable(jobs, bases)
     if tuning.is_needed(sweep, flag.override):
       tried = tuning.tried(sweep, [job.system for job in jobs])
-      trials = tuning.trials_of(sweep, jobs_of(sweep, folder, flag.override, tried), folder)
+      _, of_tried = _split(jobs_of(sweep, folder, flag.override, tried), sweep.base)
+      trials = tuning.trials_of(sweep, _startable(of_tried, bases), folder)
       dead += launch(trials)
       jobs = [] if children.stopped else tuning.tuned(sweep, jobs, trials, folder)
-    if not children.stopped:
-      dead += launch(jobs)
+    dead += launch(jobs)
   if children.stopped:
     raise train.Interrupted("interrupted; the same command goes on")
-  rows = tables.gather(jobs)
+  rows = tables.gather([*bases, *jobs])
   if rows:
     tables.write_table(folder / "table.csv", rows)
     tables.show(rows)
@@ -71,7 +76,7 @@ def jobs_of(
 
   Args:
     overrides: "key=value" for every run, over those of the sweep and of its systems.
-    systems: names of those to run; empty for all of them.
+    systems: names of those to run; empty for all of them. The base comes along.
 
   Raises:
     InputError: nothing to run, an unknown system, an override without =, or two systems that are
@@ -89,7 +94,7 @@ def jobs_of(
   merged = {
     system: dict(sweep.every) | dict(changes) | last
     for system, changes in sweep.systems.items()
-    if not systems or system in systems
+    if not systems or system in systems or system == sweep.base
   }
   if not merged or not sweep.seeds:
     raise InputError("the sweep names no system or no seed; there is nothing to run")
@@ -101,10 +106,34 @@ def jobs_of(
         f"systems {same!r} and {system!r} of the sweep are the same run; leave one out (--systems)"
       )
   return [
-    Job(system, seed, folder / system / str(seed), sweep.config, changes)
+    Job(
+      system,
+      seed,
+      folder / system / str(seed),
+      sweep.config,
+      _start(sweep, folder, system, seed) | changes,
+    )
     for seed in sweep.seeds
     for system, changes in merged.items()
   ]
+
+
+def _start(sweep: Any, folder: pathlib.Path, system: str, seed: int) -> dict[str, Any]:
+  """What the runs of a system change to start from the base of their seed."""
+  if not sweep.base or system == sweep.base:
+    return {}
+  return {"checkpoint.init_from": str(folder / sweep.base / str(seed))}
+
+
+def _split(jobs: Sequence[Job], base: str) -> tuple[list[Job], list[Job]]:
+  """The runs of the base, which come first, and all others."""
+  return [j for j in jobs if j.system == base], [j for j in jobs if j.system != base]
+
+
+def _startable(jobs: Sequence[Job], bases: Sequence[Job]) -> list[Job]:
+  """The jobs whose base, where there is one, is done."""
+  missing = {job.seed for job in bases if not job.done}
+  return [job for job in jobs if job.seed not in missing]
 
 
 def plan(folder: pathlib.Path, jobs: Sequence[Job]) -> None:

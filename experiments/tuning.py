@@ -30,7 +30,7 @@ def is_needed(sweep: Any, overrides: Sequence[str]) -> bool:
   """
   if not sweep.tuning:
     return False
-  tried = set(sweep.systems) - set(sweep.tuning.like)
+  tried = set(sweep.systems) - set(sweep.tuning.like) - {sweep.base}
   for system, other in sweep.tuning.like.items():
     if system not in sweep.systems or other not in tried:
       raise InputError(f"tuning.like: {system!r} cannot take the value of {other!r}, which is none"

@@ -18,6 +18,7 @@ from iclm.config import InputError
 
 SWEEP = config_dict.create(
   config="configs/quickstart.py",
+  base="",
   every=(("steps", 10),),
   systems={"a": (), "b": (("experts.kind", "none"), ("steps", 20))},
   seeds=(0, 1),
@@ -64,6 +65,25 @@ def test_systems_and_seeds_become_commands(tmp_path):
     "experiments.train", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'b' / '1'}",
     "--config.steps=20", "--config.experts.kind=none", "--config.data.dir=x=y", "--config.seed=1",
   ]  # fmt: skip
+
+
+def test_every_run_starts_from_the_base_of_its_seed(tmp_path):
+  spec = SWEEP.copy_and_resolve_references()
+  spec.base, spec.systems.c = "a", (("checkpoint.init_from", "elsewhere"),)
+  jobs = sweep.jobs_of(spec, tmp_path, [], ["b", "c"])
+  bases, rest = sweep._split(jobs, "a")
+  assert [(j.system, j.seed) for j in bases] == [("a", 0), ("a", 1)]  # Though not asked for.
+  starts = {(j.system, j.seed): j.changes.get("checkpoint.init_from") for j in jobs}
+  assert starts == {
+    ("a", 0): None, ("b", 0): str(tmp_path / "a" / "0"), ("c", 0): "elsewhere",
+    ("a", 1): None, ("b", 1): str(tmp_path / "a" / "1"), ("c", 1): "elsewhere",
+  }  # fmt: skip
+  bases[1].folder.mkdir(parents=True)
+  (bases[1].folder / running.DONE).touch()
+  assert {j.seed for j in sweep._startable(rest, bases)} == {1}  # The other base is not done.
+  spec.tuning = {"key": "lr", "tries": (1,), "like": {"b": "a"}}
+  with pytest.raises(InputError, match="'b' cannot take the value of 'a'"):  # A base has none.
+    tuning.is_needed(spec, [])
 
 
 def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
@@ -171,14 +191,14 @@ def test_the_plan_names_every_run(tmp_path):
 
 
 def test_what_is_wrong_with_a_sweep_is_said(tmp_path):
-  twins = config_dict.create(config="c", every=(), systems={"a": (), "b": ()}, seeds=(0,))
+  twins = config_dict.create(config="c", base="", every=(), systems={"a": (), "b": ()}, seeds=(0,))
   with pytest.raises(InputError, match="'a' and 'b' of the sweep are the same run"):
     sweep.jobs_of(twins, tmp_path, [], [])
   assert [j.system for j in sweep.jobs_of(twins, tmp_path, [], ["b"])] == ["b"]  # One of them may.
-  empty = config_dict.create(config="c", every=(), systems={}, seeds=(0,))
+  empty = config_dict.create(config="c", base="", every=(), systems={}, seeds=(0,))
   with pytest.raises(InputError, match="nothing to run"):
     sweep.jobs_of(empty, tmp_path, [], [])
-  named = config_dict.create(config="c", every=(), systems={"tuning": ()}, seeds=(0,))
+  named = config_dict.create(config="c", base="", every=(), systems={"tuning": ()}, seeds=(0,))
   with pytest.raises(InputError, match="no system can be called 'tuning'"):
     sweep.jobs_of(named, tmp_path, [], [])
   with pytest.raises(InputError, match="must be key=value"):
@@ -188,5 +208,7 @@ def test_what_is_wrong_with_a_sweep_is_said(tmp_path):
 
 
 def test_the_sweeps_of_the_repo_name_configs_that_load():
-  found = sweep._load(pathlib.Path("configs/sweeps/mechanisms.py"))
-  assert json.dumps(dict(found.systems["dense"]))
+  for name, system in (("mechanisms", "dense"), ("frozen_base", "dense_two")):
+    found = sweep._load(pathlib.Path(f"configs/sweeps/{name}.py"))
+    assert json.dumps(dict(found.systems[system]))
+    assert not tuning.is_needed(found, [f"{found.tuning.key}=1"])

@@ -63,6 +63,7 @@ def get_sweep() -> config_dict.ConfigDict:
   # Dots are no keys of a ConfigDict: each override is a pair.
   return config_dict.create(
     config="configs/mechanisms.py",
+    base="",
     every=(),
     systems={name: tuple(changes.items()) for name, changes in SYSTEMS.items()},
     seeds=(0, 1, 2, 3, 4),
