@@ -12,6 +12,7 @@ Where the sweep names one of its systems as the base, that one runs first, and e
 others starts from the base of its own seed (checkpoint.init_from).
 """
 
+import functools
 import importlib.util
 import json
 import pathlib
@@ -52,7 +53,7 @@ def main(flag: flags.FlagValues) -> int:
     tables.show(rows)
     tables.compare(folder, sweep, rows)
   for job in dead:
-    print(f"{job.system}/{job.folder.name} failed {flag.tries} times; see {job.folder / 'log.txt'}")
+    print(f"{job.system}/{job.folder.name} failed; see {job.folder / 'log.txt'}")
   return 1 if dead else 0
 
 
@@ -105,24 +106,20 @@ def jobs_of(
       raise InputError(
         f"systems {same!r} and {system!r} of the sweep are the same run; leave one out (--systems)"
       )
+  start = functools.partial(_start, sweep, folder)
   return [
-    Job(
-      system,
-      seed,
-      folder / system / str(seed),
-      sweep.config,
-      _start(sweep, folder, system, seed) | changes,
-    )
+    Job(system, seed, folder / system / str(seed), sweep.config, start(system, seed) | changes)
     for seed in sweep.seeds
     for system, changes in merged.items()
   ]
 
 
 def _start(sweep: Any, folder: pathlib.Path, system: str, seed: int) -> dict[str, Any]:
-  """What the runs of a system change to start from the base of their seed."""
-  if not sweep.base or system == sweep.base:
+  """What the runs of a system change to start from the base of their seed, and the base's afresh."""
+  if not sweep.base:
     return {}
-  return {"checkpoint.init_from": str(folder / sweep.base / str(seed))}
+  start = "" if system == sweep.base else str(folder / sweep.base / str(seed))
+  return {"checkpoint.init_from": start}
 
 
 def _split(jobs: Sequence[Job], base: str) -> tuple[list[Job], list[Job]]:

@@ -75,8 +75,8 @@ def test_every_run_starts_from_the_base_of_its_seed(tmp_path):
   assert [(j.system, j.seed) for j in bases] == [("a", 0), ("a", 1)]  # Though not asked for.
   starts = {(j.system, j.seed): j.changes.get("checkpoint.init_from") for j in jobs}
   assert starts == {
-    ("a", 0): None, ("b", 0): str(tmp_path / "a" / "0"), ("c", 0): "elsewhere",
-    ("a", 1): None, ("b", 1): str(tmp_path / "a" / "1"), ("c", 1): "elsewhere",
+    ("a", 0): "", ("b", 0): str(tmp_path / "a" / "0"), ("c", 0): "elsewhere",
+    ("a", 1): "", ("b", 1): str(tmp_path / "a" / "1"), ("c", 1): "elsewhere",
   }  # fmt: skip
   bases[1].folder.mkdir(parents=True)
   (bases[1].folder / running.DONE).touch()
