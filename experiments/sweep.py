@@ -115,7 +115,7 @@ def jobs_of(
 
 
 def _start(sweep: Any, folder: pathlib.Path, system: str, seed: int) -> dict[str, Any]:
-  """What the runs of a system change to start from the base of their seed, and the base's afresh."""
+  """What a run changes to start from the base of its seed; the base itself starts afresh."""
   if not sweep.base:
     return {}
   start = "" if system == sweep.base else str(folder / sweep.base / str(seed))

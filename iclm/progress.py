@@ -24,7 +24,7 @@ class Log:
   def __init__(self, workdir: pathlib.Path, start: int, steps: int, title: str):
     self._path = workdir / "metrics.jsonl"
     try:
-      _cut_back(self._path, start)
+      lost = _cut_back(self._path, start)
       self._file = self._path.open("a")
       self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
     except OSError as error:
@@ -36,6 +36,8 @@ class Log:
     self._title, self._steps = title, steps
     self._begun, self._start = time.monotonic(), start
     self._last = (self._begun, start)
+    if lost > start:
+      self.say(f"{title} goes on from step {start}: of steps up to {lost} no checkpoint was kept")
 
   def __enter__(self) -> "Log":
     return self
@@ -124,19 +126,23 @@ def open_log(workdir: pathlib.Path, start: int, steps: int, title: str) -> Log:
   return Log(workdir, start, steps, title) if processes.is_first() else Mute()
 
 
-def _cut_back(path: pathlib.Path, start: int) -> None:
-  """Drops the lines of steps behind `start`, and a last line that a crash left unfinished."""
+def _cut_back(path: pathlib.Path, start: int) -> int:
+  """Drops the lines of steps behind `start`, and a last line that a crash left unfinished.
+
+  Returns:
+    the last step that was logged, 0 if none was.
+  """
   if not path.exists():
-    return
-  kept = []
+    return 0
+  kept, last = [], 0
   for line in path.read_text().splitlines():
     try:
-      behind = json.loads(line)["step"] > start
+      last = json.loads(line)["step"]
     except (ValueError, KeyError):
       break
-    if behind:
-      break
-    kept.append(line + "\n")
+    if last <= start:
+      kept.append(line + "\n")
   beside = path.with_suffix(".tmp")
   beside.write_text("".join(kept))
   os.replace(beside, path)
+  return last

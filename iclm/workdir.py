@@ -93,6 +93,11 @@ def check_can_be_written(path: pathlib.Path) -> None:
     raise InputError(f"cannot write {path}: name a file in a folder that can be written")
 
 
+def is_exported(workdir: pathlib.Path) -> bool:
+  """Whether the folder holds an exported run: its parameters, and nothing to train on with."""
+  return (workdir / PARAMS).exists()
+
+
 @contextlib.contextmanager
 def claim(workdir: pathlib.Path, c: Config) -> Iterator[None]:
   """Makes the folder, or finds that it is this run's own; inside, no other process trains in it.
@@ -101,7 +106,7 @@ def claim(workdir: pathlib.Path, c: Config) -> Iterator[None]:
     InputError: it holds another config's run (the first difference is named) or an exported one,
       another process trains in it, or it cannot be written.
   """
-  if (workdir / PARAMS).exists():
+  if is_exported(workdir):
     raise InputError(
       f"{workdir} holds an exported run, whose optimizer is not there to go on with; start "
       f"from it with --config.checkpoint.init_from={workdir} in another --workdir"
@@ -209,7 +214,7 @@ def load_state(
     tokenizer = tokenizer_of(told)
     model = compose.build(c, tokenizer.vocab_size, mesh)
     wanted = step.abstract_state(c, model, optim.from_config(c), mesh)
-    if (workdir / PARAMS).exists():
+    if is_exported(workdir):
       narrow = lambda x: jax.ShapeDtypeStruct(x.shape, told["dtype"], sharding=x.sharding)
       restored = saves.restore(jax.tree.map(narrow, wanted.params), newest)
       assert restored is not None
@@ -268,7 +273,7 @@ def template_of(workdir: pathlib.Path) -> Template | None:
 
 def checkpoints(workdir: pathlib.Path, c: Config) -> Checkpoints:
   """The checkpoints of a run; use it as a context. The metric is an accuracy."""
-  name, keep = PARAMS if (workdir / PARAMS).exists() else CHECKPOINTS, c.checkpoint
+  name, keep = PARAMS if is_exported(workdir) else CHECKPOINTS, c.checkpoint
   return Checkpoints(workdir / name, keep=keep.keep, best=keep.best, maximize=True)
 
 

@@ -18,11 +18,13 @@ def write(folder, start, *steps, steps_in_all=10):
       log.train(n, {"loss_nats": 1.0 / n}, tokens_per_step=5)
 
 
-def test_lines_behind_the_restored_step_and_half_lines_are_cut(tmp_path):
+def test_lines_behind_the_restored_step_and_half_lines_are_cut(tmp_path, capsys):
   write(tmp_path, 0, 2, 4, 6)
+  assert "goes on" not in capsys.readouterr().err
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 7, "loss')
   write(tmp_path, 4, 6)
+  assert "t goes on from step 4: of steps up to 6 no checkpoint" in capsys.readouterr().err
   assert [x["step"] for x in lines(tmp_path)] == [2, 4, 6]
 
 

@@ -13,7 +13,9 @@ class InputError(ValueError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-  """Returns `; did you mean X?`, or the list of valid names where none is near."""
+  """Returns "did you mean X?", or the valid names where none is near, or that there is none."""
   valid = sorted(map(str, valid))
+  if not valid:
+    return "there is no valid one"
   close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
-  return f"did you mean {close[0]!r}?" if close else f"valid are {', '.join(valid) or 'none'}"
+  return f"did you mean {close[0]!r}?" if close else f"valid are {', '.join(valid)}"
