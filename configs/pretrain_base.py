@@ -34,8 +34,8 @@ def data(c: config_dict.ConfigDict) -> None:
     if name != "acre"
   }
   c.data.train.acre = base.source(acre="symbolic", split="iid", ramp=30_000)
-  c.data.update(seq_len=136, questions_per_row=8)
-  c.data.tokenizer.update(split="symbols", vocab_size=1_024)
+  c.data.update(seq_len=176, questions_per_row=8)
+  c.data.tokenizer.update(split="phrases", vocab_size=1_024)
   c.data.domains = (
     *("lower", "upper", "digits", "words", "signs"), "acre_symbolic", "raven_center_single_symbolic"
   )  # fmt: skip

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclm.config import InputError
-from iclm.data import records, rows
+from iclm.data import mechanisms, records, rows
 from iclm.data import tokenizer as tokenizer_lib
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -62,6 +62,21 @@ def test_a_symbol_takes_the_marks_behind_it():
   made = tokenizer_lib.train(["".join(said)] * 3, 400, tokenizer_lib.SYMBOLS)
   # Two capitals are none: what they stand in is one piece.
   assert pieces(made, "".join(said * 2)) == said * 2
+
+
+def test_under_phrases_a_symbol_is_one_token_on_every_surface():
+  task = mechanisms.TASKS["default"]
+  drawn = [mechanisms.example(task, "iid_train", 0, i) for i in range(400)]
+  phrase = "Patterns in the sequence are preceded by a number from"
+  texts = [e.prompt + e.answer for e in drawn]
+  made = tokenizer_lib.train([*texts, *[f"{phrase} 1 to 8. "] * 50], 700, tokenizer_lib.PHRASES)
+  assert pieces(made, f"{phrase} 1") == [phrase, " ", "1"]
+  for e, text in zip(drawn, texts, strict=True):
+    surface = mechanisms.SURFACES[e.domain]
+    symbols = e.answer.split(surface.separator)
+    found = pieces(made, text)
+    assert [x for x in found if x in surface.alphabet][-len(symbols) :] == symbols
+    assert len(made.encode(e.answer)) == 2 * len(symbols) - 1  # And the separators between them.
 
 
 def test_every_byte_is_there_and_a_smaller_vocabulary_is_refused():

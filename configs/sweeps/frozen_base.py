@@ -56,5 +56,5 @@ def get_sweep() -> config_dict.ConfigDict:
     seeds=(0, 1, 2, 3, 4),
     baselines=BASELINES,
     chosen_on="iid_val",
-    tuning={"key": "optimizer.lr", "tries": (3e-3, 1e-2), "like": LIKE},
+    tuning={"key": "optimizer.lr", "tries": (1e-3, 3e-3, 1e-2), "like": LIKE},
   )

@@ -192,7 +192,7 @@ class Source:
 class Tokenizer:
   path: str  # A tokenizer.json; empty: train one on the training data.
   vocab_size: int
-  split: Literal["words", "numbers", "sentences", "symbols"]
+  split: Literal["words", "numbers", "sentences", "symbols", "phrases"]
   texts: int  # Examples that it is trained on.
 
 

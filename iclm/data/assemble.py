@@ -21,6 +21,7 @@ SPLITS = {
   "numbers": tokenizer.NUMBERS,
   "sentences": tokenizer.SENTENCES,
   "symbols": tokenizer.SYMBOLS,
+  "phrases": tokenizer.PHRASES,
 }
 PREFETCH = 4  # Batches prepared ahead.
 MAX_ROWS = 100_000  # Rows of training data that are compared with the evaluation sets.

@@ -22,6 +22,9 @@ NUMBERS = r"\p{N}+"
 SENTENCES = r"\p{N}+|\p{L}[^.\p{N}]*\.\s?"
 # Numbers and single capitals, each with the marks behind it: what a symbolic form is made of.
 SYMBOLS = r"(?:\p{N}+|\b\p{Lu})[^\p{L}\p{N}]+"
+# Numbers, words, single marks or spaces, points and brackets with the space behind them; six words
+# and more in a row are a fixed phrase. A symbol of any surface is one token, an instruction is few.
+PHRASES = r"\p{L}+(?:[ ,]+\p{L}+){5,}|\p{N}+|\p{L}+|[,.:;()\[\]]+\s*|\s+|[^\p{L}\p{N}\s,.:;()\[\]]+"
 
 _ANCHOR = "\n"  # What a text is laid behind to see how it goes on.
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
@@ -173,7 +176,8 @@ def train(texts: Iterable[str], vocab_size: int, split: str) -> Tokenizer:
     texts: what to count pairs in.
     vocab_size: upper limit, at least 259 (3 special tokens, 256 bytes); little text yields less.
     split: regular expression (Oniguruma); merges never cross the border of a match. What lies
-      between two matches is one piece. `WORDS`, `NUMBERS`, `SENTENCES`, `SYMBOLS` are good ones.
+      between two matches is one piece. `WORDS`, `NUMBERS`, `SENTENCES`, `SYMBOLS`, `PHRASES` are
+      good ones.
 
   Returns:
     The tokenizer; <pad> has id 0, <bos> 1, <eos> 2.
