@@ -100,21 +100,18 @@ def two(place):
 
 @pytest.mark.slow
 def test_two_and_four_processes_are_one_and_repeat_themselves(place, one, two):
-  assert_alike(one, two)
-  assert metrics_of(run(place, "2x4again", 2, 4)) == metrics_of(two)
+  assert_alike(one, two)  # That two repeat themselves, a run shows that was stopped: see below.
   four = run(place, "4x2", 4, 2)
   assert_alike(one, four)
   assert metrics_of(run(place, "4x2again", 4, 2)) == metrics_of(four)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_another_layout(place, one, two):
-  for source, n, n_devices in ((two, 1, 8), (one, 2, 4)):
-    name = f"{source.name}-{n}x{n_devices}"
-    folder = shutil.copytree(source, place / name)
-    for step in range(2 * EVERY, STEPS + 1, EVERY):
-      shutil.rmtree(folder / "checkpoints" / str(step))
-    assert_alike(run(place, name, n, n_devices), one)
+def test_a_run_of_one_process_goes_on_in_two(place, one):
+  folder = shutil.copytree(one, place / "1x8-2x4")
+  for step in range(2 * EVERY, STEPS + 1, EVERY):
+    shutil.rmtree(folder / "checkpoints" / str(step))
+  assert_alike(run(place, folder.name, 2, 4), one)
 
 
 @pytest.mark.slow
@@ -132,7 +129,7 @@ def test_when_a_process_is_killed_the_other_says_so_and_fewer_go_on(place, one, 
 
 
 @pytest.mark.slow
-def test_sigterm_of_one_process_saves_in_all(place, one):
+def test_sigterm_of_one_process_saves_in_all_and_is_bitwise_made_good(place, two):
   port = local.free_port()
   both = [start(place, "stopped", i, port=port) for i in range(2)]
   await_lines(place / "stopped", 2, both)
@@ -142,7 +139,7 @@ def test_sigterm_of_one_process_saves_in_all(place, one):
     assert process.returncode == 143, said
     step = int(re.search(r"interrupted at step (\d+);", said)[1])  # type: ignore[index]
     assert step < STEPS and (place / "stopped" / "checkpoints" / str(step)).is_dir()
-  assert_alike(run(place, "stopped", 2, 4), one)
+  assert metrics_of(run(place, "stopped", 2, 4)) == metrics_of(two)
 
 
 def await_lines(folder, n, processes):
