@@ -2,17 +2,22 @@
 
   python -m experiments.train --config=configs/paper.py --workdir=runs/paper
 
+`--config=configs/paper.py:llama2_7b` is the same on the mesh and the frozen base of
+`configs/llama2_7b.py`, which is the paper's base; not run yet.
+
 VQ router on a 64-wide projection, two domain experts and the invariant one, concatenated states
 into a new head, LoRA of rank 8 and alpha 16 on q, k, v and o, their loss weights. Deviations, each
 on purpose: one base instead of K + 2 copies; the router reads the prompt only; RMSNorm
 instead of BatchNorm before the head; mutual information in the direction that it is defined in.
 """
 
-from configs import base
+from configs import base, llama2_7b
+
+BASES = {"small": base.get_config, "llama2_7b": llama2_7b.get_config}
 
 
-def get_config():
-  c = base.get_config()
+def get_config(size: str = "small"):
+  c = base.pick(size, BASES)()
   c.combine = "concat"
   c.experts.update(count=2, rank=8, alpha=16.0, dropout=0.05, projections=("q", "k", "v", "o"))
   c.router.update(kind="vq", width=64, reads="base")

@@ -107,7 +107,9 @@ def mesh_of(folder: pathlib.Path, asked: str | None) -> config.Mesh:
       f"mesh = {asked!r} must be {'x'.join(map(str.upper, axes.MESH))}, as 1x1x1"
     )
   sizes = dict(zip(axes.MESH, map(int, asked.split("x")), strict=True))
-  return config.from_config_dict(config.to_dict(c) | {"mesh": sizes}).mesh
+  # The rows of its training steps need not divide there.
+  read = {"mesh": sizes, "accumulate": 1, "batch_size": math.prod(sizes.values())}
+  return config.from_config_dict(config.to_dict(c) | read).mesh
 
 
 def console() -> rich.console.Console:

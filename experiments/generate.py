@@ -159,12 +159,16 @@ def _route(said: generate.Answer | generate.Piece) -> str:
 def _end(answer: generate.Answer, options: generate.Options) -> str:
   missed = options.stop and answer.finish != "stop"
   never = "; no stop string was met" if missed else ""
-  return f"[{answer.finish} after {len(answer.tokens)} tokens{never}]"
+  cut = (
+    f"; the prompt was too long and lost its first {answer.n_cut} tokens" if answer.n_cut else ""
+  )
+  return f"[{answer.finish} after {len(answer.tokens)} tokens{never}{cut}]"
 
 
 def _record(answer: generate.Answer, options: generate.Options) -> dict:
   return {
     "prompt": answer.prompt,
+    "prompt_tokens_cut": answer.n_cut,
     "answer": answer.text,
     "finish": answer.finish,
     "tokens": len(answer.tokens),

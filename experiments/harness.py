@@ -66,16 +66,19 @@ class Harness(LM):
     if not isinstance(end, bool):
       raise InputError(f"end = {end!r} must be True or False")
     run = _load(workdir, mesh)
-    size = generate.rows_of(run.mesh, _rows(batch_size, run.config.evaluation.batch_size))
     c = run.config
     if c.experts.kind != "none" and c.router.kind == "oracle":
       raise InputError("config.router.kind = 'oracle' routes by domains, and a task names none")
-    evaluation = dataclasses.replace(c.evaluation, batch_size=size)
+    rows = _rows(batch_size, c.evaluation.batch_size)
+    evaluation = dataclasses.replace(c.evaluation, batch_size=rows)
     data = dataclasses.replace(c.data, too_long="truncate_left")
     self._config = dataclasses.replace(c, evaluation=evaluation, data=data)
     self._end, self._tokenizer = end, run.tokenizer
     args = self._config, run.model, run.params, run.tokenizer, run.mesh
-    self._subject, self._generator = Subject(*args), generate.Generator(*args, size)
+    self._subject, self._generator = (
+      Subject(*args),
+      generate.Generator(*args, self._config.evaluation_rows),
+    )
 
   @property
   def tokenizer_name(self) -> str:

@@ -65,13 +65,20 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
   elif c.checkpoint.init_from:
     workdir.config_of(source)
   optim.from_config(c)  # Raises what contradicts itself there.
+  template, new = assemble.template(c.data), None
+  if not processes.of_first((folder / workdir.TOKENIZER).exists()):
+    new = _new_tokenizer(c, training).under(template)
+    compose.build(c, new.vocab_size, mesh)  # So does this.
   with workdir.claim(folder, c):
-    return _fit(c, folder, title, mesh, training, sets)
+    if new is not None:
+      workdir.keep_tokenizer(folder, new)
+    tokenizer = workdir.kept_tokenizer(folder, template)
+    assert tokenizer is not None
+    return _fit(c, folder, title, mesh, training, tokenizer, sets)
 
 
-def _fit(c: Config, folder: pathlib.Path, title: str, mesh, training, sets) -> Result:
+def _fit(c: Config, folder: pathlib.Path, title: str, mesh, training, tokenizer, sets) -> Result:
   """The run itself, in a folder that is its own."""
-  tokenizer = _tokenizer(c, folder, training)
   loader = assemble.loader(c, training, tokenizer, *sharding.share(mesh))
   model = compose.build(c, tokenizer.vocab_size, mesh)
   tx = optim.from_config(c)
@@ -122,17 +129,8 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, training, sets) -> R
   return Result(run, scored, train_s, n < c.steps)
 
 
-def _tokenizer(c: Config, folder: pathlib.Path, training) -> Tokenizer:
-  """The run's own tokenizer: that of what it starts from, or one made now and kept."""
-  template = assemble.template(c.data)
-  if not processes.of_first((folder / workdir.TOKENIZER).exists()):
-    workdir.keep_tokenizer(folder, _new_tokenizer(c, training).under(template))
-  kept = workdir.kept_tokenizer(folder, template)
-  assert kept is not None
-  return kept
-
-
 def _new_tokenizer(c: Config, training) -> Tokenizer:
+  """That of what the run starts from, or one made now."""
   source = pathlib.Path(c.checkpoint.init_from).expanduser()
   if not c.checkpoint.init_from or (hf.is_folder(source) and c.data.tokenizer.path):
     return assemble.make_tokenizer(c, training)

@@ -151,7 +151,7 @@ def test_a_run_of_many_devices_is_read_on_few(whole, data, tmp_path):  # noqa: F
   for mesh, sentence in (
     ("4", "'4' must be DATAxEXPERTxMODEL"),
     ("1x0x1", "'1x0x1' must be DATAxEXPERTxMODEL"),
-    ("1x3x1", "config.batch_size = 4 does not divide"),
+    ("3x1x1", "needs 3 devices, but there are 1"),  # 4 rows of training need not divide.
     ("2x1x1", "needs 2 devices, but there are 1"),
   ):
     with pytest.raises(InputError, match=sentence):

@@ -4,6 +4,7 @@ import importlib
 import pathlib
 
 import pytest
+from conftest import tiny
 
 from configs import base
 from iclm import config
@@ -79,3 +80,15 @@ def test_no_config_key_goes_unread():
 
   for key in keys(base.get_config()):
     assert f".{key}" in code or f'"{key}"' in code, key
+
+
+def test_rows_of_evaluation_are_shared_evenly():
+  for rows, mesh, expected in ((5, (1, 1), 5), (5, (2, 1), 6), (8, (4, 2), 8), (8, (4, 4), 16)):
+    c = tiny(
+      batch_size=16,
+      mesh__data=mesh[0],
+      mesh__expert=mesh[1],
+      evaluation__batch_size=rows,
+      experts__count=4,
+    )
+    assert c.evaluation_rows == expected

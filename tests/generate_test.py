@@ -65,7 +65,7 @@ class Made:
     context, [question], whole = rows.encode_prompts(
       [prompt], tok(), self.config.data.question, "p"
     )
-    own = prompts.Prompt(0, context, [*question, *answer.tokens], whole, 0, 0)
+    own = prompts.Prompt(0, context, [*question, *answer.tokens], whole, 0, 0, 0)
     batch = prompts.lay_out([own], 1, 2 * CONTEXT, 0)
     output = self.apply(self.params, jax.tree.map(jnp.asarray, batch), None, do)
     n = len(context) + len(question)
@@ -296,3 +296,12 @@ def test_prompts_that_are_empty_or_too_long_are_told(made):
     made(["a " * 50])
   with pytest.raises(InputError, match="batch_size = 0"):
     Made(batch_size=0)
+
+
+def test_an_answer_tells_how_much_its_prompt_lost():
+  made = Made(data__too_long="truncate_left")
+  whole, cut = made(["a b", "a " * 50])
+  assert whole.n_cut == 0
+  assert (
+    cut.n_cut == 101 + 12 - 1 - CONTEXT
+  )  # Room for 12 tokens, the first said from the last row.

@@ -77,3 +77,4 @@ def test_a_tokenizer_that_does_not_fit_and_a_model_that_is_another(folder, data,
   told = r"the tokenizer has 259 ids, but config\.model\.vocab_size = 32"
   with pytest.raises(InputError, match=told):
     fit(tmp_path / "c", data, **changes(pathlib.Path(bare), **{"data.tokenizer.path": str(other)}))
+  assert not (tmp_path / "b").exists() and not (tmp_path / "c").exists()

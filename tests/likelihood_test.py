@@ -38,7 +38,7 @@ class Asked:
   def by_hand(self, piece):
     """Nats and greediness of a piece, from one long row of its tokens alone."""
     context, [question], whole = piece.prompt
-    prompt = lambda tokens: prompts_lib.Prompt(0, context, [*question, *tokens], whole, 0, 0)
+    prompt = lambda tokens: prompts_lib.Prompt(0, context, [*question, *tokens], whole, 0, 0, 0)
     said = [*piece.continuation, *[tok().eos_id][: int(piece.end)]]
     own, n = prompt([]), len(prompt([]))
     batch = prompts_lib.lay_out([prompt(said)], 1, 2 * CONTEXT, 0)

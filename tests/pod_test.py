@@ -118,10 +118,22 @@ def asked(**flags):
 
 
 @needs_libtpu
-def test_topologies_that_are_not_there_are_told_with_the_nearest():
+def test_topologies_that_libtpu_does_not_know_are_told_with_the_nearest():
   for name, told in (
     ("v5e:3x3", "v5e:3x3'; did you mean 'v5e:2x4'"),
     ("v5p:3x3x3", "did you mean 'v5p:2x4x4'"),
+  ):
+    with pytest.raises(InputError, match=told):
+      asked(topology=name)
+
+
+def test_topologies_that_cannot_be_had_are_told_with_the_nearest():
+  for name, told in (
+    ("v5e:4x4x4", "v5e:4x4x4'; did you mean 'v5e:8x8'"),
+    ("v5p:4x4", "v5p:4x4'; did you mean 'v5p:2x2x4'"),
+    ("v6e:32x32", "v6e:32x32'; did you mean 'v6e:16x16'"),
+    ("v5e:0x0", "v5e:0x0'; did you mean 'v5e:2x2'"),
+    ("v5e:ax4", "there is no topology 'v5e:ax4'"),
     ("v5e4x4", "did you mean 'v5e:4x4'"),
     ("v9:4x4", "v9:4x4"),
     ("v5e", "there is no topology"),

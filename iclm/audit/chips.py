@@ -15,13 +15,15 @@ class Chip(NamedTuple):
   """Peak figures of one chip, which is one device of JAX.
 
   flops: of bfloat16 products, per second. hbm, ici: bytes per second, of the main memory, and of
-  all links to other chips together, one way.
+  all links to other chips together, one way. most: chips of the largest slice, in each direction;
+  libtpu compiles for more, which cannot be had. slices: some of those that can.
   """
 
   hbm_bytes: int
   flops: float
   hbm: float
   ici: float
+  most: tuple[int, ...]
   slices: tuple[str, ...]
 
 
@@ -31,9 +33,9 @@ _CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8",
 # Source: docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e, "System architecture". The bandwidth
 # between chips is told there in both directions together; half of it is one way.
 CHIPS = {
-  "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9, _PLANE),
-  "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9, _CUBE),
-  "v6e": Chip(32 * 2**30, 918e12, 1640e9, 400e9, _PLANE),
+  "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9, (16, 16), _PLANE),
+  "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9, (16, 20, 28), _CUBE),
+  "v6e": Chip(32 * 2**30, 918e12, 1640e9, 400e9, (16, 16), _PLANE),
 }
 
 
@@ -47,6 +49,8 @@ def slice_of(name: str) -> tuple[Chip, list[Any]]:
   known = [f"{f}:{shape}" for f, chip in CHIPS.items() for shape in chip.slices]
   if family not in CHIPS or not shape:
     raise InputError(f"there is no topology {name!r}; {nearest(name, known)}")
+  if not _can_be_had(CHIPS[family], shape):
+    raise InputError(f"there is no topology {name!r}; {_nearest(family, shape)}")
   if importlib.util.find_spec("libtpu") is None:
     raise InputError(
       f"compiling for {name} needs libtpu, which is not installed: pip install -e '.[tpu]'"
@@ -68,6 +72,12 @@ def slice_of(name: str) -> tuple[Chip, list[Any]]:
       raise
     raise InputError(f"there is no topology {name!r}; {_nearest(family, shape)}") from None
   return CHIPS[family], list(devices)
+
+
+def _can_be_had(chip: Chip, shape: str) -> bool:
+  sizes = shape.split("x")
+  fits = lambda size, most: size.isdecimal() and 1 <= int(size) <= most
+  return len(sizes) == len(chip.most) and all(map(fits, sizes, chip.most))
 
 
 def _nearest(family: str, shape: str) -> str:

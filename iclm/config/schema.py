@@ -217,7 +217,7 @@ class Data:
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
   every: int  # Steps, 0 only at the end.
-  batch_size: int
+  batch_size: int  # Rows at a time, over all devices; see `Config.evaluation_rows`.
   seq_len: int  # Of its rows, which other sets may need longer than training; 0: as there.
   draws: int  # Of the messages, for the accuracy of the sampled channel.
   sets: Mapping[str, Source]
@@ -283,3 +283,9 @@ class Config:
   evaluation: Evaluation
   checkpoint: Checkpoint
   study: Study
+
+  @property
+  def evaluation_rows(self) -> int:
+    """Rows of an evaluation's batches: as asked, rounded up to what the devices share evenly."""
+    n_shares = self.mesh.data * self.mesh.expert
+    return -(-self.evaluation.batch_size // n_shares) * n_shares

@@ -87,7 +87,7 @@ def batches_of(
     examples,
     tokenizer,
     config.data.domains,
-    batch_size=config.evaluation.batch_size,
+    batch_size=config.evaluation_rows,
     seq_len=config.evaluation.seq_len or config.data.seq_len,
     question=config.data.question,
     questions_per_row=config.data.questions_per_row,

@@ -112,10 +112,10 @@ def score(
 ) -> Iterator[tuple[int, Likelihood]]:
   """Yields each piece's index with its likelihood, batch by batch, in no order.
 
-  Rows have the lengths of `generate.bucket`, and batches `config.evaluation.batch_size` of them:
+  Rows have the lengths of `generate.bucket`, and batches `config.evaluation_rows` of them:
   one program is compiled for each length that occurs, at most log2 of the context.
   """
-  most, size = generate.limit(config), config.evaluation.batch_size
+  most, size = generate.limit(config), config.evaluation_rows
   numbered = [_Numbered(i, piece) for i, piece in enumerate(pieces)]
   for taken in generate.batches(numbered, size, most):
     n_tokens = generate.bucket(max(map(len, taken)), most)

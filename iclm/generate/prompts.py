@@ -32,6 +32,7 @@ class Prompt(NamedTuple):
   whole: bool  # The question is merely the last token, and the router reads it too.
   identity: int
   repeat: int
+  n_cut: int  # Of its first tokens, lost so that it fits.
 
   def __len__(self) -> int:
     return len(self.context) + len(self.question)
@@ -64,9 +65,10 @@ def encode(
     if not text:
       raise InputError(f"prompt {name} is empty; a model needs one token to answer to.")
     prompt = rows.encode_prompts([text], tokenizer, config.data.question, name)
+    n_cut = 0
     if config.data.too_long == "truncate_left":
       room = max(1, min(max_tokens, most // 2))
-      prompt, _ = rows.shorten(prompt, most + 1 - room, tokenizer)
+      prompt, n_cut = rows.shorten(prompt, most + 1 - room, tokenizer)
     context, [question], whole = prompt
     n = len(context) + len(question)
     if n > most:
@@ -75,7 +77,7 @@ def encode(
         f"by {n - most}"
       )
     identity = zlib.crc32(np.asarray([*context, *question], "<i4").tobytes())
-    found.append(Prompt(i, context, question, whole, identity, seen[identity]))
+    found.append(Prompt(i, context, question, whole, identity, seen[identity], n_cut))
     seen[identity] += 1
   return found
 

@@ -50,7 +50,7 @@ class Options:
 class Answer(NamedTuple):
   """One answer. `finish`: "stop" a stop string was met, "end" the model ended it, "length" it was
   cut. `confidence` is what the router believes of the expert that ran, in [0, 1]; both are None
-  for a plain base."""
+  for a plain base. `n_cut` is how many of its first tokens a prompt lost that was too long."""
 
   prompt: str
   text: str
@@ -58,6 +58,7 @@ class Answer(NamedTuple):
   finish: Literal["stop", "end", "length"]
   expert: int | None
   confidence: float | None
+  n_cut: int
 
 
 class Piece(NamedTuple):
@@ -173,7 +174,8 @@ class Generator:
         text = speech.hear(said_BM[b, heard : n_B[b]].tolist(), bool(done_B[b]))
         answer = None
         if speech.stopped or done_B[b]:
-          answer = self._answer(texts[batch[b].index], speeches.pop(b), *routes[b])
+          prompt, n_cut = texts[batch[b].index], batch[b].n_cut
+          answer = self._answer(prompt, n_cut, speeches.pop(b), *routes[b])
         yield Piece(batch[b].index, text, *routes[b], answer)
       if not speeches:
         return
@@ -199,10 +201,10 @@ class Generator:
     routes = zip(routed.index_B.tolist(), routed.confidence_B.tolist(), strict=True)
     return spoken, list(routes)
 
-  def _answer(self, prompt: str, speech: Speech, expert, confidence) -> Answer:
+  def _answer(self, prompt: str, n_cut: int, speech: Speech, expert, confidence) -> Answer:
     ended = speech.tokens[-1] == self._tokenizer.eos_id
     finish = "stop" if speech.stopped else "end" if ended else "length"
-    return Answer(prompt, speech.text, speech.tokens, finish, expert, confidence)
+    return Answer(prompt, speech.text, speech.tokens, finish, expert, confidence, n_cut)
 
   def _intervention(self, options: Options) -> compose.Intervention:
     """The same fields whatever is asked: another route is no other program."""
