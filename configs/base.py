@@ -141,6 +141,7 @@ def get_config() -> config_dict.ConfigDict:
         "operation": "",
         "becomes": "",
         "examples": 500,
+        "rehearsed": 0,
         "curve": (),
         "steps": 200,
         "lr": 2e-2,

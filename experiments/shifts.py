@@ -33,6 +33,15 @@ def examples(c: Config, part: mechanisms.Part, n: int) -> list[Example]:
   return mechanisms.shift(task, s.surface, s.operation, s.becomes, part=part, seed=c.seed, n=n)
 
 
+def stays(c: Config, example: Example) -> bool:
+  """Whether an example is of the shifted surface, and means what it meant; of ACRE none does, nor
+  one whose operation no group tells."""
+  s, asked = c.study.shift, example.group.rpartition("/")[2]
+  if s.surface in FORMS or example.domain != s.surface or not asked:
+    return False
+  return s.operation not in asked.split("+")
+
+
 def _task(c: Config) -> str:
   """The mechanisms task that a run is trained on; "default" where it is another's sequences."""
   names = (source.tfds.partition("/") for source in c.data.train.values())

@@ -24,6 +24,11 @@ N_TEST = 2_000  # Examples of the shifted operation that the update is scored on
 SLACK = 1.1  # Of an expert's share of a dense LoRA.
 ONE_SIDED, N_BOOT = 0.95, 2_000  # Of the bound on what the expert recovers.
 OURS, FULL, LORA = "iclm", "plain base", "dense LoRA"
+KEPT = "kept.jsonl"
+# Of the sets, those whose accuracy is shown; see `_sets`.
+TITLES = {
+  "shifted": "shifted", "same_surface": "rest of its surface", "others": "other surfaces"
+}  # fmt: skip
 
 
 class _Model(NamedTuple):
@@ -46,8 +51,9 @@ def check(c: Config) -> None:
   for key in ("lr", "base_lr", "examples", "steps"):
     if getattr(s, key) <= 0:
       raise config.InputError(f"config.study.shift.{key} = {getattr(s, key)} must be positive")
-  if s.lora_lr < 0:
-    raise config.InputError(f"config.study.shift.lora_lr = {s.lora_lr} must not be negative")
+  for key in ("lora_lr", "rehearsed"):
+    if getattr(s, key) < 0:
+      raise config.InputError(f"config.study.shift.{key} = {getattr(s, key)} must not be negative")
   if min(s.curve, default=1) < 1:
     raise config.InputError(f"config.study.shift.curve = {s.curve} must hold positive numbers")
   if c.study.plain_base and s.lora_lr:
@@ -68,31 +74,62 @@ def run(
     and `_recovery` say of them together, "curve" each one's accuracy by number of examples.
   """
   s = c.study.shift
-  tests = shifts.examples(c, "test", N_TEST)
-  others = [
-    e
-    for source in c.evaluation.sets.values()
-    for e in assemble.examples(source, c.data)
-    if e.domain != s.surface
-  ]
   data = folder / "update" / "shifted.jsonl"
-  write(data, shifts.examples(c, "train", max((s.examples, *s.curve))))
-  expert = int(np.bincount(Subject(*trained[:-1]).score(tests).index_N).argmax())
+  shifted = shifts.examples(c, "train", max((s.examples, *s.curve)))
+  write(data, shifted)
+  write(data.with_name(KEPT), _kept(c))
+  ours = Subject(*trained[:-1])
+  expert = int(np.bincount(ours.score(shifted[: s.examples]).index_N).argmax())
+  sets = _sets(c, ours, expert)
   models = _models(c, folder, trained, plain, expert)
   compared, right = {}, {}
   for name, m in models.items():
     where = data.parent / m.title
     after = retrain(m, data, s.examples, where)
     subject = Subject(*after[:-1])
-    right[name] = subject.score(tests).correct_N
-    compared[name] = _compare(m.before, after, subject, tests, others)
+    right[name] = subject.score(sets["shifted"]).correct_N
+    compared[name] = _compare(m.before, after, subject, sets)
     spent = cost.of_metrics(files.read_metrics(where))
     compared[name] |= {"step_s": spent.step_s if spent else None, "n": s.examples}
   found = {"expert": expert, "n_train": s.examples, "models": compared}
   if LORA in compared:
     found["budget"] = _budget(c, compared, trained.params["domain"])
-  curve = {str(n): _at(models, data, n, tests, others) for n in s.curve}
+  curve = {str(n): _at(models, data, n, sets) for n in s.curve}
   return found | {"recovery": _recovery(right, c.seed), "curve": curve}
+
+
+def _sets(c: Config, ours: Subject, expert: int) -> dict[str, list[Example]]:
+  """What an update is looked at on; without those sets that are empty.
+
+  Returns:
+    "shifted", the operation that it is about; of all evaluation sets together "others", the other
+    surfaces; "same_surface", what else the shifted one asks for, which should stay; "elsewhere",
+    what another expert than the retrained one serves, of which our update may change no bit.
+  """
+  every = [e for of in c.evaluation.sets.values() for e in assemble.examples(of, c.data)]
+  index_N = ours.score(every).index_N
+  found = {
+    "shifted": shifts.examples(c, "test", N_TEST),
+    "others": [e for e in every if e.domain != c.study.shift.surface],
+    "same_surface": [e for e in every if shifts.stays(c, e)],
+    "elsewhere": [e for e, i in zip(every, index_N, strict=True) if i != expert],
+  }
+  return {name: examples for name, examples in found.items() if examples}
+
+
+def _kept(c: Config) -> list[Example]:
+  """Of the training data, the first of what the shifted surface asks for beside what is shifted."""
+  wanted, found = c.study.shift.rehearsed, []
+  for source in c.data.train.values():
+    if not wanted or source.acre:  # Endless, and all of it is shifted.
+      continue
+    found += [e for e in assemble.examples(source, c.data) if shifts.stays(c, e)]
+  if len(found) < wanted:
+    raise config.InputError(
+      f"config.study.shift.rehearsed = {wanted}: the training data holds {len(found)} examples of "
+      f"{c.study.shift.surface} that are not shifted"
+    )
+  return found[:wanted]
 
 
 def _models(c, folder, trained, plain, expert) -> dict[str, _Model]:
@@ -112,10 +149,14 @@ def _models(c, folder, trained, plain, expert) -> dict[str, _Model]:
 
 
 def retrain(model: _Model, data: pathlib.Path, n: int, folder: pathlib.Path) -> workdir.Run:
-  """The train loop with a mask, from the parameters of another run, on the first n examples."""
+  """The train loop with a mask, from the parameters of another run, on the first n examples; beside
+  them, row by row, on as many of what stays as the config has rehearsed."""
   c, s = model.config, model.config.study.shift
   zero = config.Loss(**baselines.NO_TERMS | {"beta": c.loss.beta})
   first = config.Source(tfds="", jsonl=str(data), acre="", split="", weight=1.0, limit=n, ramp=0)
+  train = {"shifted": first}
+  if s.rehearsed:
+    train["kept"] = dataclasses.replace(first, jsonl=str(data.with_name(KEPT)), limit=0)
   warmup = min(c.optimizer.warmup, s.steps // 4)
   changed = dataclasses.replace(
     c,
@@ -124,27 +165,26 @@ def retrain(model: _Model, data: pathlib.Path, n: int, folder: pathlib.Path) -> 
     perturb=baselines.UNPERTURBED,
     trains=model.trains,
     optimizer=dataclasses.replace(c.optimizer, lr=model.lr, warmup=warmup),
-    data=dataclasses.replace(c.data, train={"shifted": first}),
+    data=dataclasses.replace(c.data, train=train),
     evaluation=dataclasses.replace(c.evaluation, every=0, sets={}, best=""),
     checkpoint=dataclasses.replace(c.checkpoint, every=0, init_from=str(model.source)),
   )
   return baselines.fit(changed, folder, f"update {folder.name}").run
 
 
-def _at(models: dict[str, _Model], data, n: int, shifted, others) -> dict[str, Any]:
-  """What each model comes to on n examples: accuracy on the shifted operation, and on all else."""
+def _at(models: dict[str, _Model], data, n: int, sets) -> dict[str, Any]:
+  """What each model comes to on n examples: its accuracy on every set."""
   found = {}
   for name, m in models.items():
     after = Subject(*retrain(m, data, n, data.parent / "curve" / str(n) / m.title)[:-1])
-    of = lambda examples, after=after: float(after.score(examples).correct_N.mean())
-    found[name] = {"shifted": of(shifted), "others": of(others)}
+    found[name] = {key: float(after.score(of).correct_N.mean()) for key, of in sets.items()}
   return found
 
 
 def _compare(
-  before: workdir.Run, after: workdir.Run, second: Subject, shifted, others
+  before: workdir.Run, after: workdir.Run, second: Subject, sets: dict[str, list[Example]]
 ) -> dict[str, Any]:
-  """What an update moved, and what it did to the shifted operation and to all else.
+  """What an update moved, and what it did to every set.
 
   Args:
     second: the model of `after`.
@@ -158,10 +198,8 @@ def _compare(
     "moved": parts,
     "parameters_moved": locality.size(after.params, parts),
     "optimizer_bytes": _optimizer_bytes(after),
-    "shifted": locality.compare(first, second, shifted),
-    "others": locality.compare(first, second, others),
     "sha256": prints,
-  }
+  } | {name: locality.compare(first, second, of) for name, of in sets.items()}
 
 
 def _optimizer_bytes(run: workdir.Run) -> int:
@@ -213,14 +251,15 @@ def show(console, c: Config, update: dict[str, Any]) -> None:
   """Prints what was moved and what it did, what it cost, and what it recovered."""
   s = c.study.shift
   title = f"Update: {s.operation!r} of surface {s.surface} now means {s.becomes!r}"
-  columns = "model", "moved", "shifted", "other surfaces, all sets", "largest change there"
+  columns = "model", "moved", *TITLES.values(), "largest change where another expert serves"
   effects = rich.table.Table(*columns, title=title)
   columns = "model", "parameters", "optimizer bytes", "median step, ms", "examples"
   costs = rich.table.Table(*columns, title="What the update cost")
   for name, u in update["models"].items():
-    arrow = lambda found: " -> ".join(f"{x:.3f}" for x in found["accuracy"])
-    change = f"{u['others']['max_change_nats']:g} nats, {u['others']['logits_changed']} logits"
-    effects.add_row(name, ", ".join(u["moved"]), arrow(u["shifted"]), arrow(u["others"]), change)
+    arrows = (_arrow(u[key]) if key in u else "-" for key in TITLES)
+    at = u.get("elsewhere")
+    change = f"{at['max_change_nats']:g} nats, {at['logits_changed']} logits" if at else "-"
+    effects.add_row(name, ", ".join(u["moved"]), *arrows, change)
     step = "-" if u["step_s"] is None else f"{1e3 * u['step_s']:.1f}"
     price = f"{u['parameters_moved']:,}", f"{u['optimizer_bytes']:,}"
     costs.add_row(name, *price, step, str(u["n"]))
@@ -236,7 +275,13 @@ def show(console, c: Config, update: dict[str, Any]) -> None:
     console.print(f"shifted, iclm minus {name}: {r['difference']:+.4f}; {bound} (n = {r['n']})")
   if update["curve"]:
     names = list(update["models"])
-    curve = rich.table.Table("examples", *names, title="Shifted, others, by number of examples")
+    told = ", ".join(TITLES.values()).capitalize()
+    curve = rich.table.Table("examples", *names, title=f"{told}, by number of examples")
     for n, at in update["curve"].items():
-      curve.add_row(n, *(f"{at[name]['shifted']:.3f}, {at[name]['others']:.3f}" for name in names))
+      row = (", ".join(f"{at[name][k]:.3f}" for k in TITLES if k in at[name]) for name in names)
+      curve.add_row(n, *row)
     console.print(curve)
+
+
+def _arrow(found: dict[str, Any]) -> str:
+  return " -> ".join(f"{x:.3f}" for x in found["accuracy"])

@@ -106,7 +106,8 @@ def test_a_page_tells_what_an_update_did_and_cost(tmp_path):
     others = {"accuracy": [0.5, 0.25], "logits_changed": 0, "max_change_nats": 0.0}
     return {
       "moved": moved, "parameters_moved": 10_272, "shifted": {"accuracy": [0.0, 0.75]},
-      "others": others, "optimizer_bytes": n_bytes, "step_s": step_s, "n": 500,
+      "same_surface": {"accuracy": [0.625, 0.375]}, "others": others, "elsewhere": others,
+      "optimizer_bytes": n_bytes, "step_s": step_s, "n": 500,
     }  # fmt: skip
 
   update = {
@@ -127,7 +128,7 @@ def test_a_page_tells_what_an_update_did_and_cost(tmp_path):
   assert "script" not in parsed(page).names
   for text in ("82,176", "<td>31</td>", "<td>–</td>", "10,272 of at most 10,682", "too few tests"):
     assert text in page
-  assert "0.125, 0.500" in page and "Parameters moved" in page
+  assert "0.625 → 0.375" in page and "0.125, 0.500" in page and "Parameters moved" in page
 
 
 def test_a_page_names_each_domains_expert(tmp_path):

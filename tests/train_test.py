@@ -52,7 +52,8 @@ def data(tmp_path_factory):
   lines = []
   for i in range(60):
     e = mechanisms.example(mechanisms.TASKS["default"], "iid_train", 0, i)
-    lines.append(json.dumps({"prompt": e.prompt, "answer": e.answer, "domain": e.domain}))
+    told = {"prompt": e.prompt, "answer": e.answer, "domain": e.domain, "group": e.group}
+    lines.append(json.dumps(told))
   path.write_text("\n".join(lines) + "\n")
   return path
 

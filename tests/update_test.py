@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from configs import base
 from experiments import baselines, shifts, study, update
 from iclm import compose, config, sharding, train, workdir
 from iclm.config import InputError
-from iclm.data import acre, acre_shift, mechanisms
+from iclm.data import acre, acre_shift, assemble, mechanisms
 from iclm.evals.subject import Subject
 
 FORMS = ("symbolic", "text")
@@ -28,6 +29,7 @@ ACRE = {
   "evaluation.best": "",
   "study.plain_base": False,
   "study.shift.surface": "acre_text",
+  "study.shift.rehearsed": 0,
   "study.shift.operation": "light",
   "study.shift.becomes": "inverted",
   "study.shift.curve": (),
@@ -39,6 +41,7 @@ CHANGES = {
   "study.shift.becomes": "rotate",
   "study.shift.steps": 4,
   "study.shift.examples": 8,
+  "study.shift.rehearsed": 3,
   "study.shift.curve": (4,),
   "router.kind": "oracle",
   "experts.count": 5,
@@ -69,14 +72,33 @@ def test_a_study_sets_the_plain_base_and_an_update_beside_the_run(studied):
   assert found["update"]["expert"] == 2  # Domains are lower, upper, digits, ...
   models = found["update"]["models"]
   ours, plain = models["iclm"], models["plain base"]
-  assert (ours["others"]["logits_changed"], ours["others"]["max_change_nats"]) == (0, 0.0)
-  assert plain["others"]["logits_changed"] > 0 and plain["others"]["max_change_nats"] > 0.0
+  for name in ("others", "elsewhere"):  # The same, where the oracle routes.
+    assert (ours[name]["logits_changed"], ours[name]["max_change_nats"]) == (0, 0.0)
+    assert plain[name]["logits_changed"] > 0 and plain[name]["max_change_nats"] > 0.0
+  assert ours["same_surface"]["logits_changed"] > 0
+  kept = assemble.read(str(folder / "update" / update.KEPT), None)
+  assert len(kept) == 3
+  assert all(e.domain == "digits" and not e.group.endswith("/reverse") for e in kept)
   assert ours["moved"] == ["domain/2"] and plain["moved"] == ["base"]
   n = sum(x.size for x in jax.tree.leaves(result.run.params["domain"]))
   assert ours["parameters_moved"] == n // 5
   assert set(found["forced"]) == {"test"} and found["plain_base"]["sets"]
   moved = workdir.load_run(folder / "update" / "iclm")
   assert moved.config.trains.only_experts == (2,) and isinstance(result, train.Result)
+
+
+def test_the_certificate_goes_by_routes_and_not_by_surfaces(studied):
+  _, result = studied
+  c, ours = result.run.config, Subject(*result.run[:-1])
+  every = [e for of in c.evaluation.sets.values() for e in assemble.examples(of, c.data)]
+  sets = update._sets(c, ours, 2)
+  assert sets["others"] == sets["elsewhere"] == [e for e in every if e.domain != "digits"]
+  # A router that errs on every other input: the retrained expert serves some of each surface.
+  index_N = np.where(np.arange(len(every)) % 2, 2, 0)
+  wrong = types.SimpleNamespace(score=lambda _: types.SimpleNamespace(index_N=index_N))
+  sets = update._sets(c, wrong, 2)
+  assert sets["elsewhere"] == every[::2] and sets["others"] != sets["elsewhere"]
+  assert all("reverse" not in e.group for e in sets["same_surface"])
 
 
 def test_the_dense_lora_is_all_that_moves_on_a_frozen_plain_base(studied):
@@ -165,6 +187,7 @@ def test_a_bound_on_what_is_recovered():
 @pytest.mark.parametrize(
   ("key", "value", "told"),
   [
+    ("study.shift.rehearsed", -1, "rehearsed = -1"),
     ("study.shift.lora_lr", -1.0, "lora_lr = -1.0"),
     ("study.shift.lr", 0.0, r"shift\.lr = 0.0"),
     ("study.shift.becomes", "reverse", "shifts nothing"),

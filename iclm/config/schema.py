@@ -240,6 +240,7 @@ class Shift:
   operation: str  # Of ACRE: light.
   becomes: str  # Of ACRE: inverted, the light asked for is on where it would be off.
   examples: int
+  rehearsed: int  # Examples of what else the surface asks for, half of each batch; 0 for none.
   curve: tuple[int, ...]  # Other numbers of examples that each model is also retrained with.
   steps: int
   lr: float  # Of the expert's retraining,
