@@ -6,6 +6,10 @@ Result (seed 0, two cores, 56 minutes beside other work, commit 13b9d56), real v
 exact match: symbolic 0.991, 0.992, 0.984 (IID, Comp, Sys), text 0.994, 0.994, 0.989; the indirect
 questions alone 0.957, 0.963, 0.914 and 0.977, 0.977, 0.961.
 
+`--config=configs/acre.py:comp` and `:sys` train on the splits that are truly out of distribution
+(disjoint objects; one view of lit evidence, then two), and are evaluated on both sides of them;
+neither has been run to its end yet.
+
 Against the plateau at which objects are not yet told apart: three views of one object each at
 first, many questions per context, prefix attention, heads that attend to their like, and Muon.
 """
@@ -13,10 +17,16 @@ first, many questions per context, prefix attention, heads that attend to their 
 from configs import base, presets
 
 FORMS = ("symbolic", "text")
-SPLITS = ("iid_val", "comp_published", "sys_published")
+# What is trained -> what is evaluated, in distribution first.
+SPLITS = {
+  "iid": ("iid_val", "comp_published", "sys_published"),
+  "comp": ("comp_train", "comp_test"),
+  "sys": ("sys_train", "sys_test"),
+}
 
 
-def get_config():
+def get_config(split: str = "iid"):
+  evaluated = base.pick(split, SPLITS)
   c = base.get_config()
   c.steps = 13_000
   c.batch_size = 16
@@ -26,16 +36,16 @@ def get_config():
   c.router.update(reads="embed", detach=True, scale=32.0)
   c.optimizer.update(kind="muon", lr=3e-3, b1=0.95, schedule="wsd", warmup=100, decay=0.3)
   c.optimizer.router_lr = 0.1
-  c.data.train = {form: base.source(acre=form, split="iid", ramp=30_000) for form in FORMS}
+  c.data.train = {form: base.source(acre=form, split=split, ramp=30_000) for form in FORMS}
   c.data.domains = tuple(f"acre_{form}" for form in FORMS)
   c.data.update(seq_len=136, questions_per_row=8)  # The longest of 40,000 rows needs 124.
   c.data.tokenizer.update(split="sentences", vocab_size=1_024)
   c.evaluation.update(every=2_000, batch_size=32)
   c.evaluation.sets = {
-    f"{form}_{split}": base.source(tfds=f"acre/{form}", split=split, limit=1_000)
+    f"{form}_{name}": base.source(tfds=f"acre/{form}", split=name, limit=1_000)
     for form in FORMS
-    for split in SPLITS
+    for name in evaluated
   }
-  c.evaluation.best = "symbolic_iid_val"
+  c.evaluation.best = f"symbolic_{evaluated[0]}"
   c.checkpoint.update(every=500, keep=2, best=1)
   return c

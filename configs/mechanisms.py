@@ -8,7 +8,7 @@ The splits out of distribution differ from the training data in one thing each; 
 
 from configs import base, quickstart
 
-SPLITS = ("iid_val", "iid_test", "unseen_pairs", "unseen_compositions", "longer")
+SPLITS = ("iid_val", "iid_test", "unseen_pairs", "unseen_compositions", "longer", "shifted")
 
 
 def get_config():

@@ -10,7 +10,10 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from iclm import workdir
+from iclm.audit import files
 from iclm.audit.sweep import DONE, FAILED
+from iclm.config import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +35,34 @@ class Job:
 
   @property
   def done(self) -> bool:
-    """A mark, not results.json, which a study adds to."""
-    return (self.folder / DONE).exists()
+    """A mark, not results.json, which a study adds to. It tells what was run.
+
+    Raises:
+      InputError: that was another run.
+    """
+    path = self.folder / DONE
+    if not path.exists():
+      return False
+    there = files.read_json(path, "a sweep's own mark")
+    for key in {**there, **self._told}:
+      theirs, mine = (told.get(key, "that of the config") for told in (there, self._told))
+      if theirs != mine:
+        raise InputError(
+          f"{self.folder} holds a finished run whose {key} is {theirs}, and here it is {mine}; "
+          "choose another --workdir"
+        )
+    return True
+
+  def mark(self) -> None:
+    """Says that the run came to its end."""
+    workdir.write_json(self.folder / DONE, self._told)
+
+  @property
+  def _told(self) -> dict[str, str]:
+    """What makes it this run and no other."""
+    free = [".".join(key) for key in workdir.FREE]
+    changes = {k: str(v) for k, v in self.changes.items() if not k.startswith(tuple(free))}
+    return {"--config": self.config_file, **changes}
 
 
 class Children:
@@ -98,7 +127,7 @@ def _attempt(job: Job, tries: int, children: Children) -> bool:
     with open(job.folder / "log.txt", "a") as log:
       code = children.call(job.command, log)
     if code == 0:
-      (job.folder / DONE).touch()
+      job.mark()
       return True
     if code == 2:  # Bad input stays bad.
       break

@@ -51,7 +51,7 @@ def main(flag: flags.FlagValues) -> int:
   if rows:
     tables.write_table(folder / "table.csv", rows)
     tables.show(rows)
-    tables.compare(folder, sweep, rows)
+    tables.compare(folder, sweep, rows, [*bases, *jobs])
   for job in dead:
     print(f"{job.system}/{job.folder.name} failed; see {job.folder / 'log.txt'}")
   return 1 if dead else 0
@@ -80,8 +80,8 @@ def jobs_of(
     systems: names of those to run; empty for all of them. The base comes along.
 
   Raises:
-    InputError: nothing to run, an unknown system, an override without =, or two systems that are
-      the same run.
+    InputError: nothing to run, an unknown system, an override without =, two systems that are the
+      same run, or a seed twice.
   """
   for name in systems:
     if name not in sweep.systems:
@@ -99,6 +99,8 @@ def jobs_of(
   }
   if not merged or not sweep.seeds:
     raise InputError("the sweep names no system or no seed; there is nothing to run")
+  if len(set(sweep.seeds)) < len(sweep.seeds):
+    raise InputError(f"seeds = {tuple(sweep.seeds)} names one twice, which would be one run")
   seen: dict[str, str] = {}
   for system, changes in merged.items():
     same = seen.setdefault(json.dumps(changes, sort_keys=True, default=str), system)

@@ -24,7 +24,10 @@ def gather(jobs: Sequence[Job]) -> list[dict[str, Any]]:
   for job in filter(lambda job: job.done, jobs):
     sets = json.loads((job.folder / "results.json").read_text())["sets"]
     for name, found in sets.items():
-      for group, g in {"all": found, **found["by_group"]}.items():
+      # Where answers are only partly determined, what counts is the part that is.
+      groups = {"all": found, **found["by_group"]}
+      groups |= {"determined": found["determined"]} if "determined" in found else {}
+      for group, g in groups.items():
         values = (job.system, job.seed, name, group, g["n"], g["accuracy"])
         rows.append(dict(zip(COLUMNS, values, strict=True)))
   return rows
@@ -50,7 +53,19 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
   cli.console().print(table)
 
 
-def compare(folder: pathlib.Path, sweep: Any, rows: Sequence[dict[str, Any]]) -> None:
+def origins(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
+  """Of every system with finished runs, the command of one and the commits of all of them."""
+  found: dict[str, dict[str, Any]] = {}
+  for job in filter(lambda job: job.done, jobs):
+    made = json.loads((job.folder / "results.json").read_text()).get("provenance", {})
+    told = found.setdefault(job.system, {"command": " ".join(job.command[1:]), "commits": []})
+    told["commits"] = sorted({*told["commits"], str(made.get("commit"))})
+  return found
+
+
+def compare(
+  folder: pathlib.Path, sweep: Any, rows: Sequence[dict[str, Any]], jobs: Sequence[Job]
+) -> None:
   """Writes comparison.json and prints every system's difference to the best of the baselines."""
   table: dict[str, dict[str, dict[int, float]]] = {}
   for row in rows:
@@ -60,7 +75,12 @@ def compare(folder: pathlib.Path, sweep: Any, rows: Sequence[dict[str, Any]]) ->
   there = [name for name in sweep.baselines if name in table]
   if not there:
     return
+  table = comparison.with_mean(table, sweep.out_of_distribution)
   found = comparison.compare(table, there, sweep.chosen_on, level=LEVEL)
+  missing = [name for name in sweep.baselines if name not in table]
+  found |= {"baselines": there, "baselines_missing": missing, "runs": origins(jobs)}
+  if missing:
+    print(f"the best baseline is chosen without {', '.join(missing)}, which have no finished run")
   workdir.write_json(folder / "comparison.json", found)
   sets = list(table[found["baseline"]])
   title = f"Difference to {found['baseline']}, the best baseline on {sweep.chosen_on}; * p < 0.05"

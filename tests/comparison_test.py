@@ -54,3 +54,14 @@ def test_a_baseline_that_is_not_there_is_named():
     comparison.best_of(TABLE, ("stron",), "val")
   with pytest.raises(InputError, match=r"has no set 'vall'.*'val'"):
     comparison.best_of(TABLE, ("strong",), "vall")
+
+
+def test_the_mean_out_of_distribution_is_of_each_seed_and_of_all_its_sets():
+  table = {
+    "a": {"x": {0: 0.2, 1: 0.4, 2: 0.9}, "y": {0: 0.6, 1: 0.8}},
+    "b": {"x": {0: 0.5}},
+  }
+  found = comparison.with_mean(table, ("x", "y"))
+  assert found["a"][comparison.OOD_MEAN] == pytest.approx({0: 0.4, 1: 0.6})  # Seed 2 lacks y.
+  assert comparison.OOD_MEAN not in found["b"] and found["a"]["x"] == table["a"]["x"]
+  assert comparison.OOD_MEAN not in comparison.with_mean(table, ())["a"]

@@ -1,6 +1,7 @@
 """Sweeps: what runs, what is skipped, what is tried again, and the one table."""
 
 import csv
+import importlib
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ from ml_collections import config_dict
 
 from experiments import jobs as running
 from experiments import sweep, tables, tuning
+from iclm import config
 from iclm.config import InputError
 
 SWEEP = config_dict.create(
@@ -22,7 +24,8 @@ SWEEP = config_dict.create(
   every=(("steps", 10),),
   systems={"a": (), "b": (("experts.kind", "none"), ("steps", 20))},
   seeds=(0, 1),
-  baselines=("b",),
+  baselines=("b", "unfinished"),
+  out_of_distribution=("test",),
   chosen_on="test",
   tuning={},
 )
@@ -79,7 +82,7 @@ def test_every_run_starts_from_the_base_of_its_seed(tmp_path):
     ("a", 1): "", ("b", 1): str(tmp_path / "a" / "1"), ("c", 1): "elsewhere",
   }  # fmt: skip
   bases[1].folder.mkdir(parents=True)
-  (bases[1].folder / running.DONE).touch()
+  bases[1].mark()
   assert {j.seed for j in sweep._startable(rest, bases)} == {1}  # The other base is not done.
   spec.tuning = {"key": "lr", "tries": (1,), "like": {"b": "a"}}
   with pytest.raises(InputError, match="'b' cannot take the value of 'a'"):  # A base has none.
@@ -106,10 +109,28 @@ def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
   assert len(lines) == 8
   assert lines[0] == {"system": "a", "seed": "0", "set": "test", "group": "all", "n": "4",
                       "accuracy": "0.25"}  # fmt: skip
-  tables.compare(tmp_path, SWEEP, rows)
+  tables.compare(tmp_path, SWEEP, rows, jobs)
   found = json.loads((tmp_path / "comparison.json").read_text())
   assert found["baseline"] == "b" and found["systems"]["a"]["test"]["difference"] == 0.0
-  assert "Difference to b" in capsys.readouterr().out
+  assert found["systems"]["a"]["mean out of distribution"]["difference"] == 0.0
+  assert found["baselines"] == ["b"] and found["baselines_missing"] == ["unfinished"]
+  assert found["runs"]["a"]["command"].startswith("-c") and len(found["runs"]) == 2
+  told = capsys.readouterr().out
+  assert "Difference to b" in told and "chosen without unfinished" in told
+
+
+def test_a_finished_run_of_other_changes_is_not_taken_for_this_one(tmp_path):
+  jobs = lambda *overrides: sweep.jobs_of(SWEEP, tmp_path, overrides, ["a"])
+  for job in jobs("data.dir=here"):
+    job.folder.mkdir(parents=True)
+    job.mark()
+  assert all(job.done for job in jobs("data.dir=there", "mesh.data=2"))  # These it is free in.
+  with pytest.raises(InputError, match=r"a/0 .* whose steps is 10, and here it is 100; choose"):
+    running.run(jobs("steps=100"), 1, 1, running.Children())
+  with pytest.raises(
+    InputError, match=r"whose optimizer\.lr is that of the config, and here .* 1;"
+  ):
+    running.run(jobs("optimizer.lr=1"), 1, 1, running.Children())
 
 
 class Tried(Fake):
@@ -198,6 +219,10 @@ def test_what_is_wrong_with_a_sweep_is_said(tmp_path):
   empty = config_dict.create(config="c", base="", every=(), systems={}, seeds=(0,))
   with pytest.raises(InputError, match="nothing to run"):
     sweep.jobs_of(empty, tmp_path, [], [])
+  twice = SWEEP.copy_and_resolve_references()
+  twice.seeds = (0, 1, 0)
+  with pytest.raises(InputError, match=r"seeds = \(0, 1, 0\) names one twice"):
+    sweep.jobs_of(twice, tmp_path, [], [])
   named = config_dict.create(config="c", base="", every=(), systems={"tuning": ()}, seeds=(0,))
   with pytest.raises(InputError, match="no system can be called 'tuning'"):
     sweep.jobs_of(named, tmp_path, [], [])
@@ -207,8 +232,13 @@ def test_what_is_wrong_with_a_sweep_is_said(tmp_path):
     sweep._load(pathlib.Path("configs/sweeps/mechanism.py"))
 
 
-def test_the_sweeps_of_the_repo_name_configs_that_load():
-  for name, system in (("mechanisms", "dense"), ("frozen_base", "dense_two")):
-    found = sweep._load(pathlib.Path(f"configs/sweeps/{name}.py"))
-    assert json.dumps(dict(found.systems[system]))
-    assert not tuning.is_needed(found, [f"{found.tuning.key}=1"])
+@pytest.mark.parametrize(("name", "argument"), [("mechanisms", ()), ("frozen_base", ("experts",))])
+def test_every_system_of_the_repos_sweeps_is_a_config(name, argument):
+  found = sweep._load(pathlib.Path(f"configs/sweeps/{name}.py"))
+  assert not tuning.is_needed(found, [f"{found.tuning.key}=1"])
+  assert set(found.baselines) < set(found.systems)
+  for changes in found.systems.values():
+    c = importlib.import_module(f"configs.{name}").get_config(*argument)
+    c.update_from_flattened_dict(dict(changes))
+    sets = config.from_config_dict(c).evaluation.sets
+    assert {found.chosen_on, *found.out_of_distribution} <= set(sets)

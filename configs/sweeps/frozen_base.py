@@ -55,6 +55,7 @@ def get_sweep() -> config_dict.ConfigDict:
     systems={name: tuple(changes.items()) for name, changes in SYSTEMS.items()},
     seeds=(0, 1, 2, 3, 4),
     baselines=BASELINES,
+    out_of_distribution=("unseen_pairs",),
     chosen_on="iid_val",
     tuning={"key": "optimizer.lr", "tries": (1e-3, 3e-3, 1e-2), "like": LIKE},
   )

@@ -18,6 +18,7 @@ ALWAYS_ON = {
   "router.kind": "uniform",
   "bottleneck.kind": "none",
 } | NO_TERMS
+ONE = ALWAYS_ON | {"experts.invariant": False}
 AROUND = {
   "topology.kind": "around",
   "combine": "none",
@@ -31,7 +32,10 @@ SYSTEMS = {
   "dense_twice_the_steps": DENSE | {"steps": 2_400},
   "dense_group_dro": DENSE | {"loss.group_dro": 0.01},
   "dense_two_adapters": ALWAYS_ON,
-  "dense_lora_total_rank": ALWAYS_ON | {"experts.invariant": False, "experts.rank": 56},
+  # Of rank 8 are two adapters that are active, and seven in all; alpha is twice the rank, as there.
+  "dense_lora_active_rank": ONE | {"experts.rank": 16, "experts.alpha": 32.0},
+  "dense_lora_total_rank": ONE | {"experts.rank": 56, "experts.alpha": 112.0},
+  "dense_token_level": {"router.level": "token"},
   "dense_consecutive": DENSE | {"model.position_gap": 1},
   "iclm": {},
   "no_invariant": {"experts.invariant": False, "loss.dependence": 0.0},
@@ -44,11 +48,18 @@ SYSTEMS = {
     "router.kind": "vq", "loss.codebook": 1.0, "loss.commitment": 0.25, **NO_ROUTER
   },
   "kmeans_router": {"router.kind": "kmeans"},
-  "token_level": {"router.level": "token"},
   "around": AROUND,
   "drop": {"perturb.drop": 0.5, "perturb.ramp": 600},
+  "patch": {"perturb.patch": 0.5, "perturb.ramp": 600},
   "swap": {"perturb.swap": 0.25, "perturb.ramp": 600},
   "rate_limit": {"loss.beta": 0.03, "bottleneck.ramp": 600},
+  **{f"experts_{n}": {"experts.count": n} for n in (1, 2, 4, 12, 16)},
+  "beta_0": {"loss.beta": 0.0},
+  "beta_tenth": {"loss.beta": 1e-4},
+  "beta_ten_times": {"loss.beta": 1e-2},
+  "dependence_tenth": {"loss.dependence": 0.01},
+  "dependence_ten_times": {"loss.dependence": 1.0},
+  "dependence_hundred_times": {"loss.dependence": 10.0},
 }  # fmt: skip
 
 # The model without one of its parts, or with another one, keeps its learning rate.
@@ -68,6 +79,7 @@ def get_sweep() -> config_dict.ConfigDict:
     systems={name: tuple(changes.items()) for name, changes in SYSTEMS.items()},
     seeds=(0, 1, 2, 3, 4),
     baselines=BASELINES,
+    out_of_distribution=("unseen_pairs", "unseen_compositions", "longer"),
     chosen_on="iid_val",
     tuning={"key": "optimizer.lr", "tries": (3e-3, 6e-3), "like": LIKE},
   )

@@ -9,6 +9,7 @@ import scipy.special
 from iclm.config import InputError, nearest
 from iclm.evals import statistics
 
+OOD_MEAN = "mean out of distribution"
 Table = Mapping[str, Mapping[str, Mapping[int, float]]]  # System -> set -> seed -> accuracy.
 
 
@@ -32,7 +33,8 @@ def compare(
   """Every system on every set, and its difference to the best baseline on the same seeds.
 
   Which baseline is best is decided on `chosen_on` alone, which is then no column any more. The
-  p-values are those of Student's paired test, adjusted by Holm over the columns of a system.
+  p-values are those of Student's paired test, adjusted by Holm over the columns of a
+  system; `OOD_MEAN`, of which there is one, keeps its own.
 
   Args:
     table: accuracies; a system may lack seeds, and only those that both have are paired.
@@ -55,12 +57,27 @@ def compare(
       paired = {name: s for name, s in sets.items() if name in table[best]}
       for name, seeds in paired.items():
         rows[name] |= _difference(seeds, table[best][name], level)
-      columns = [name for name in paired if name != chosen_on]
+      columns = [name for name in paired if name not in (chosen_on, OOD_MEAN)]
       adjusted = statistics.holm([rows[name]["p"] for name in columns])
       for name, p in zip(columns, adjusted, strict=True):
         rows[name]["p_holm"] = p
     found[system] = rows
   return {"baseline": best, "chosen_on": chosen_on, "level": level, "systems": found}
+
+
+def with_mean(table: Table, sets: Sequence[str]) -> dict[str, dict[str, dict[int, float]]]:
+  """The table with one more column, `OOD_MEAN`: of each seed the mean over some sets.
+
+  A system that lacks one of the sets has no such column, nor has a seed that lacks it.
+  """
+  found: dict[str, dict[str, dict[int, float]]] = {}
+  for system, columns in table.items():
+    found[system] = {name: dict(seeds) for name, seeds in columns.items()}
+    of = [columns[name] for name in sets if name in columns]
+    if sets and len(of) == len(sets):
+      shared = set.intersection(*(set(seeds) for seeds in of))
+      found[system][OOD_MEAN] = {s: float(np.mean([x[s] for x in of])) for s in sorted(shared)}
+  return found
 
 
 def _mean(seeds: Mapping[int, float], level: float) -> dict[str, Any]:
