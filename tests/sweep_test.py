@@ -9,15 +9,18 @@ import signal
 import sys
 import threading
 import time
+import types
 
 import pytest
 from ml_collections import config_dict
+from train_test import data  # noqa: F401, a fixture.
 
 from experiments import jobs as running
-from experiments import sweep, tables, tuning
-from iclm import config
+from experiments import report, sweep, tables, tuning
+from iclm import config, workdir
 from iclm.config import InputError
 
+ROOT = pathlib.Path(__file__).parents[1]
 SWEEP = config_dict.create(
   config="configs/quickstart.py",
   base="",
@@ -188,6 +191,45 @@ class Slow(running.Job):
   @property
   def command(self):
     return [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+SMALL = """
+import pathlib, sys
+sys.path.insert(0, {tests!r})
+from train_test import small_config
+changes = {{"steps": 4, "optimizer.warmup": 1, "evaluation.every": 0, "checkpoint.every": 0}}
+get_config = lambda: small_config(pathlib.Path({data!r}), **changes)
+"""
+FROM_BASE = """
+from ml_collections import config_dict
+plain = (("experts.kind", "none"), ("loss.beta", 0.0), ("loss.dependence", 0.0),
+         ("loss.balance", 0.0), ("loss.zloss", 0.0), ("evaluation.best", ""))
+get_sweep = lambda: config_dict.create(
+  config={config!r}, base="base", every=(("checkpoint.best", 0), ("evaluation.best", "")),
+  systems={{"base": plain, "dense": (("optimizer.lr", 0.002), *plain), "iclm": ()}}, seeds=(0,),
+  baselines=("dense",), out_of_distribution=("test",), chosen_on="test", tuning={{}})
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_from_end_to_end_and_its_page(data, tmp_path, capsys):  # noqa: F811
+  told = {"config": str(tmp_path / "c.py"), "tests": str(ROOT / "tests"), "data": str(data)}
+  (tmp_path / "c.py").write_text(SMALL.format(**told))
+  (tmp_path / "s.py").write_text(FROM_BASE.format(**told))
+  folder = tmp_path / "sweep"
+  flag = types.SimpleNamespace(
+    sweep=str(tmp_path / "s.py"), workdir=str(folder), override=[], systems=[], jobs=1, tries=1
+  )
+  assert sweep.main(flag) == 0, capsys.readouterr().out
+  base, iclm = (workdir.load_run(folder / name / "0") for name in ("base", "iclm"))
+  assert iclm.config.checkpoint.init_from == str(folder / "base" / "0")
+  assert base.config.checkpoint.init_from == "" and base.step == iclm.step == 4
+  found = json.loads((folder / "comparison.json").read_text())
+  assert found["baseline"] == "dense" and set(found["systems"]) == {"base", "dense", "iclm"}
+  assert report.main(types.SimpleNamespace(
+    workdir=str(folder), examined=None, out=str(tmp_path / "page.html")
+  )) == 0  # fmt: skip
+  assert "iclm" in (tmp_path / "page.html").read_text()
 
 
 def test_sigterm_ends_every_child_and_starts_no_other(tmp_path):
