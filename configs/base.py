@@ -98,6 +98,7 @@ def get_config() -> config_dict.ConfigDict:
     },
     trains={
       "base": True,
+      "lower": True,
       "invariant": True,
       "router": True,
       "domain": True,

@@ -9,8 +9,9 @@ def on(model: config_dict.ConfigDict, folder: str) -> config_dict.ConfigDict:
   """The reference run on a frozen base from a folder of transformers, with its own tokenizer.
 
   The router and the experts learn; `--config.trains.base=True` moves the base too, at four times
-  its memory (gradient and moments). Rows are long: the tokenizers of large models split our tasks
-  into more tokens than one that was trained on them.
+  its memory (gradient and moments), or with `--config.trains.lower=False` its upper layers and its
+  head. Rows are long: the tokenizers of large models split our tasks into more tokens than one that
+  was trained on them.
   """
   c = base.get_config()
   c.model = model

@@ -135,7 +135,13 @@ def _kept(c: Config) -> list[Example]:
 def _models(c, folder, trained, plain, expert) -> dict[str, _Model]:
   s, base = c.study.shift, folder / "plain_base"
   nothing = Trains(
-    base=False, invariant=False, router=False, domain=False, combine=False, only_experts=()
+    base=False,
+    lower=True,
+    invariant=False,
+    router=False,
+    domain=False,
+    combine=False,
+    only_experts=(),
   )
   domain = dataclasses.replace(nothing, domain=True)
   alone = dataclasses.replace(domain, only_experts=(expert,))

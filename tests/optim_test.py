@@ -28,6 +28,7 @@ def build(**changes):
     clip=1.0,
     lr_scale=ONES,
     trainable=ALL,
+    still=(),
   )
   return optim.make(**(settings | changes))
 

@@ -81,6 +81,7 @@ def test_eight_devices_share_the_work_of_one():
     {"model.remat": "light"},
     {"model.remat": "full"},
     {"trains.base": True, "model.remat": "full"},
+    {"trains.base": True, "trains.lower": False, "model.trunk_layers": 2},
     {"compute": "all"},
     {"router.kind": "soft"},
     {"experts.kind": "full", "trains.base": True, "model.remat": "full"},

@@ -79,6 +79,20 @@ def test_what_is_frozen_does_not_move_by_one_bit(batch, part):
     assert max(jax.tree.leaves(moved)) > 0, name
 
 
+def test_of_a_base_the_upper_layers_alone_can_move(batch):
+  for kind in ("adamw", "muon"):
+    advance, state = runner(tiny(trains__lower=False, optimizer__kind=kind))
+    after, metrics = advance(state, batch, jax.random.key(1))
+    old, new = state.params["base"], after.params["base"]
+    for name in ("embedding", "trunk_layers"):
+      same(old[name], new[name])
+    for name in ("upper_layers", "norm", "head"):
+      moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), old[name], new[name])
+      assert max(jax.tree.leaves(moved)) > 0, name
+    moments = [x.shape for x in jax.tree.leaves(after.opt_state["base"])]
+    assert old["embedding"].shape not in moments and metrics["grad_norm/base"] > 0
+
+
 def test_only_the_named_expert_moves(batch):
   frozen = {f"trains__{name}": False for name in ("base", "invariant", "router")}
   advance, state = runner(tiny(trains__only_experts=(2,), router__kind="oracle",

@@ -13,10 +13,11 @@ from iclm.nn import transformer
 def train_step(c: Config) -> float:
   """Returns operations of one step over all devices."""
   m, moves = c.model, c.trains.base
+  lower = moves and c.trains.lower
   n_upper = m.layers - m.trunk_layers
   every = float(sum(_weights(c).values()))
   once = lambda backward: _layer(c, backward, every * moves)
-  per_token = m.trunk_layers * once(moves)
+  per_token = m.trunk_layers * once(lower)
   if c.experts.kind == "none":
     per_token += n_upper * once(moves)
   else:
@@ -84,5 +85,6 @@ def _heads(c: Config) -> float:
   n = len(compose.streams(c)) if c.combine in ("logits", "probas", "concat") else 1
   if c.experts.kind != "none" and c.loss.aux > 0:
     n += len(compose.streams(c))
-  moves = c.trains.combine if c.combine == "concat" else c.trains.base
+  moves = c.trains.base and (c.trains.lower or not c.model.tied)
+  moves = c.trains.combine if c.combine == "concat" else moves
   return n * 2 * c.model.d_model * vocab * (2 + moves)

@@ -168,6 +168,7 @@ class Trains:
   """Which parameters move; what does not is bitwise still."""
 
   base: bool
+  lower: bool  # Of the base: its embedding and its trunk too, and not only what lies above them.
   invariant: bool
   router: bool
   domain: bool

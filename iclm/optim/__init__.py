@@ -15,13 +15,14 @@ for Muon, by optax. Deviation: laziness is per expert.
 """
 
 from iclm.optim.decay import decayed
-from iclm.optim.groups import GROUPS, from_config, group_norms, make
+from iclm.optim.groups import GROUPS, LOWER, from_config, group_norms, make
 from iclm.optim.lazy import expert_norms
 from iclm.optim.schedules import schedule
 from iclm.optim.still import apply_updates
 
 __all__ = [
   "GROUPS",
+  "LOWER",
   "apply_updates",
   "decayed",
   "expert_norms",

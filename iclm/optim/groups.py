@@ -14,8 +14,9 @@ from iclm.config import Config, InputError, nearest
 from iclm.optim.decay import decayed, decays
 from iclm.optim.lazy import lazy_adamw, only
 from iclm.optim.schedules import schedule
-from iclm.optim.still import freeze
+from iclm.optim.still import all_but, freeze
 
+LOWER = "embedding", "trunk_layers"  # Of the base, in which a tied head is the embedding.
 GROUPS = ("base", axes.INVARIANT, axes.DOMAIN, "router", "combine")
 
 ADAM_RMS = 0.2  # Of an update over the learning rate, as Liu et al. find it for AdamW.
@@ -37,6 +38,7 @@ def from_config(config: Config) -> optax.GradientTransformation:
     clip=o.clip,
     lr_scale=dict.fromkeys(GROUPS, 1.0) | {"router": o.router_lr},
     trainable=moves | {"combine": True},
+    still=() if trains.lower else LOWER,
   )
 
 
@@ -51,6 +53,7 @@ def make(
   clip: float,
   lr_scale: Mapping[str, float],
   trainable: Mapping[str, bool | tuple[int, ...]],
+  still: tuple[str, ...],
 ) -> optax.GradientTransformation:
   """AdamW per group; apply its updates with `apply_updates`.
 
@@ -62,7 +65,8 @@ def make(
     clip: largest gradient norm of a group, and of each single domain expert; inf for none.
     lr_scale: group -> factor of its learning rate.
     trainable: group -> whether it moves; for "domain" also the indices of the experts that do.
-      What is frozen, a group or an expert, has no moments.
+      What is frozen, a group, an expert or a part of the base, has no moments.
+    still: parts of the base that do not move with it.
 
   Returns:
     A transformation whose state is a dict: group -> the state of its optimizer.
@@ -92,7 +96,8 @@ def make(
       moved = muon(rate, b1, b2, eps, weight_decay)
     else:
       moved = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decayed)
-    return optax.chain(optax.clip_by_global_norm(clip), moved)
+    moved = optax.chain(optax.clip_by_global_norm(clip), moved)
+    return all_but(moved, still) if group == "base" and still else moved
 
   def init(params):
     return {group: of(group).init(part) for group, part in params.items()}

@@ -1,5 +1,6 @@
 """What does not move keeps every bit."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -15,6 +16,20 @@ def freeze() -> optax.GradientTransformation:
     state,
   )
   return optax.GradientTransformation(init, update)
+
+
+def all_but(
+  tx: optax.GradientTransformation, names: Collection[str]
+) -> optax.GradientTransformation:
+  """`tx` for a tree without some of its parts, which do not move and have no state."""
+  rest = lambda tree: {name: part for name, part in tree.items() if name not in names}
+  still = freeze()
+
+  def update(updates: Any, state: Any, params: Any = None):
+    moved, state = tx.update(rest(updates), state, rest(params))
+    return still.update(updates, optax.EmptyState())[0] | moved, state
+
+  return optax.GradientTransformation(lambda params: tx.init(rest(params)), update)
 
 
 def apply_updates(params: Any, updates: Any) -> Any:

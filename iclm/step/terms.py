@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from iclm import compose, information, losses, routing
+from iclm import compose, information, losses, optim, routing
 from iclm.config import Config, InputError
 from iclm.data.pipeline import Batch
 
@@ -45,6 +45,9 @@ def loss(params, batch: Batch, key, n_tokens, *, config: Config, model: compose.
     name: part if getattr(config.trains, name) else jax.lax.stop_gradient(part)
     for name, part in params.items()
   }
+  if not config.trains.lower:
+    lower = {name: params["base"][name] for name in optim.LOWER if name in params["base"]}
+    params |= {"base": params["base"] | jax.lax.stop_gradient(lower)}
   k_apply, k_dependence = jax.random.split(key)
   # Folded, not split: without perturbations, the draws of all else are what they were.
   do = compose.perturb(config, len(batch.tokens_BT), jax.random.fold_in(key, 2), state.step)
