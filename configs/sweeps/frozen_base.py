@@ -11,6 +11,7 @@ from ml_collections import config_dict
 BASE = "base"
 NO_TERMS = {f"loss.{name}": 0.0 for name in ("beta", "dependence", "balance", "zloss")}
 NO_ROUTER = {"loss.balance": 0.0, "loss.zloss": 0.0}
+NO_BOTTLENECK = {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0}
 # Matrices that are always on: one expert serves all, and says what it has to without a limit.
 ALWAYS_ON = {"experts.count": 1, "router.kind": "random", "bottleneck.kind": "none"} | NO_TERMS
 
@@ -25,7 +26,10 @@ SYSTEMS = {
   "three_experts": {"experts.count": 3},
   "ten_experts": {"experts.count": 10},
   "no_invariant": {"experts.invariant": False, "loss.dependence": 0.0},
-  "no_bottleneck": {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0},
+  "no_bottleneck": NO_BOTTLENECK,
+  "no_bottleneck_random_router": NO_BOTTLENECK | NO_ROUTER | {"router.kind": "random"},
+  "beta_0": {"loss.beta": 0.0},
+  "tenth_beta": {"loss.beta": 1e-4},
   "ten_times_beta": {"loss.beta": 1e-2},
   "no_dependence": {"loss.dependence": 0.0},
   "ten_times_dependence": {"loss.dependence": 1.0},
