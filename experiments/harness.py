@@ -36,7 +36,7 @@ class Harness(LM):
 
   def __init__(
     self,
-    workdir: str,
+    workdir: str = "",
     end: bool = False,
     batch_size: int | str = "auto",
     max_batch_size: int | None = None,
@@ -63,6 +63,8 @@ class Harness(LM):
     super().__init__()
     for name in unknown:
       raise InputError(f"model_args: {name!r} is not known: " + nearest(name, ARGUMENTS))
+    if not workdir:
+      raise InputError("model_args must name the folder of a run, as workdir=runs/acre")
     if not isinstance(end, bool):
       raise InputError(f"end = {end!r} must be True or False")
     run = _load(workdir, mesh)

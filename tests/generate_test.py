@@ -292,6 +292,8 @@ def test_models_that_cannot_are_told(model, changes, told):
 def test_prompts_that_are_empty_or_too_long_are_told(made):
   with pytest.raises(InputError, match="number 2 is empty"):
     made(["a", ""])
+  with pytest.raises(InputError, match="number 1 holds bytes that are no UTF-8"):
+    made([b"a\xff".decode("utf-8", "surrogateescape")])
   with pytest.raises(InputError, match=r"number 1 has 101 tokens, and the context of .* is 40"):
     made(["a " * 50])
   with pytest.raises(InputError, match="batch_size = 0"):

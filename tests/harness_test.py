@@ -171,6 +171,8 @@ def test_the_command(whole, tasks, tmp_path):  # noqa: F811
   assert found["local_rolling"]["bits_per_byte,none"] > 0
   assert found["local_answer"]["exact_match,none"] >= 0
 
+  bad = command("--model_args", "end=True", *more)
+  assert bad.returncode == 2 and "must name the folder of a run" in bad.stderr
   bad = command("--model_args", f"workdir={tmp_path / 'none'}", *more)
   assert bad.returncode == 2 and "Traceback" not in bad.stderr
   [error] = [line for line in bad.stderr.splitlines() if line.startswith("error: ")]

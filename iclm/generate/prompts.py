@@ -4,6 +4,7 @@ A prompt's bucket depends on its own length alone: company does not change its s
 """
 
 import collections
+import re
 import zlib
 from collections.abc import Sequence, Sized
 from typing import NamedTuple, TypeVar
@@ -57,13 +58,15 @@ def encode(
   for `max_tokens`, or for half of the context where that is less.
 
   Raises:
-    InputError: one is empty, or longer than the context and not to be cut.
+    InputError: one is empty, no text, or longer than the context and not to be cut.
   """
   found, seen, most = [], collections.Counter(), limit(config)
   for i, text in enumerate(texts):
     name = f"number {i + 1}"
     if not text:
       raise InputError(f"prompt {name} is empty; a model needs one token to answer to.")
+    if re.search("[\ud800-\udfff]", text):
+      raise InputError(f"prompt {name} holds bytes that are no UTF-8; save or type it as UTF-8")
     prompt = rows.encode_prompts([text], tokenizer, config.data.question, name)
     n_cut = 0
     if config.data.too_long == "truncate_left":
