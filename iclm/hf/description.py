@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from iclm import config
 from iclm.config import InputError
 from iclm.hf import whole
+from iclm.hf.whole import Reader
 
 CONFIG = "config.json"
 
@@ -85,13 +86,13 @@ def read_model(folder: str | pathlib.Path) -> dict[str, Any]:
   path = pathlib.Path(folder).expanduser() / CONFIG
   given = whole.read_json(path, "transformers")
   family = FAMILIES[_architecture(path, given)]
-  said = _Reader(path, family.absent | given)
+  said = Reader(path, family.absent | given)
   for key, only in _ONLY.items():
     value = said.values.get(key, only)
     if value != only:
       raise InputError(f"{path}: {key} = {value!r} is not supported; only {only!r} is")
   sizes = _sizes(said)
-  rope = _Reader(path, family.absent | given | _rope(path, given))
+  rope = Reader(path, family.absent | given | _rope(path, given))
   return sizes | {
     "rope_theta": rope.number("rope_theta"),
     "rope_scaling": _scaling(rope),
@@ -150,33 +151,6 @@ def check_agreement(model: config.Model, folder: pathlib.Path) -> None:
       )
 
 
-class _Reader(NamedTuple):
-  """Values of a config.json, each asked for by the type that it must have."""
-
-  path: pathlib.Path
-  values: dict[str, Any]
-
-  def get(self, key: str, kind: type | tuple[type, ...], what: str) -> Any:
-    if key not in self.values:
-      raise InputError(f"{self.path} lacks {key}: {what} is needed")
-    value = self.values[key]
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-      raise InputError(f"{self.path}: {key} = {value!r} must be {what}")
-    return value
-
-  def size(self, key: str) -> int:
-    value = self.get(key, int, "a positive whole number")
-    if value <= 0:
-      raise InputError(f"{self.path}: {key} = {value!r} must be a positive whole number")
-    return value
-
-  def number(self, key: str) -> float:
-    return float(self.get(key, (int, float), "a number"))
-
-  def flag(self, key: str) -> bool:
-    return self.get(key, bool, "true or false")
-
-
 def _architecture(path: pathlib.Path, given: dict[str, Any]) -> str:
   types = {family.model_type: name for name, family in FAMILIES.items()}
   named = given.get("architectures") or [types.get(given.get("model_type", ""))]
@@ -189,7 +163,7 @@ def _architecture(path: pathlib.Path, given: dict[str, Any]) -> str:
   return name
 
 
-def _sizes(said: _Reader) -> dict[str, int]:
+def _sizes(said: Reader) -> dict[str, int]:
   d_model, heads = said.size("hidden_size"), said.size("num_attention_heads")
   values = dict(said.values)
   if values.get("num_key_value_heads", 0) is None:
@@ -201,7 +175,7 @@ def _sizes(said: _Reader) -> dict[str, int]:
         "and head_dim is not given"
       )
     values["head_dim"] = d_model // heads
-  filled = _Reader(said.path, values)
+  filled = Reader(said.path, values)
   sizes = {ours: filled.size(theirs) for ours, theirs in SIZES.items()}
   if heads % sizes["kv_heads"]:
     raise InputError(
@@ -225,7 +199,7 @@ def _rope(path: pathlib.Path, given: dict[str, Any]) -> dict[str, Any]:
   return found | {"rope_type": found.get("rope_type", found.get("type", "default"))}
 
 
-def _scaling(rope: _Reader) -> dict[str, Any]:
+def _scaling(rope: Reader) -> dict[str, Any]:
   kind = rope.values["rope_type"]
   if kind == "default":
     return {"kind": "none"}
@@ -239,7 +213,7 @@ def _scaling(rope: _Reader) -> dict[str, Any]:
   return found
 
 
-def _window(said: _Reader, layers: int) -> int:
+def _window(said: Reader, layers: int) -> int:
   if not said.values.get("use_sliding_window", "sliding_window" in said.values):
     return 0
   if said.values["sliding_window"] is None:

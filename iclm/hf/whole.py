@@ -5,8 +5,9 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from iclm.config import InputError
 
@@ -49,6 +50,36 @@ def read_json(path: pathlib.Path, maker: str) -> dict[str, Any]:
   if not isinstance(given, dict):
     raise InputError(f"{path} must hold one JSON object, not {type(given).__name__}")
   return given
+
+
+class Reader(NamedTuple):
+  """Values of a JSON object, each asked for by the type that it must have."""
+
+  path: pathlib.Path
+  values: dict[str, Any]
+
+  def get(self, key: str, kind: type | tuple[type, ...], what: str) -> Any:
+    if key not in self.values:
+      raise InputError(f"{self.path} lacks {key}: {what} is needed")
+    value = self.values[key]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+      raise InputError(f"{self.path}: {key} = {value!r} must be {what}")
+    return value
+
+  def size(self, key: str) -> int:
+    value = self.get(key, int, "a positive whole number")
+    if value <= 0:
+      raise InputError(f"{self.path}: {key} = {value!r} must be a positive whole number")
+    return value
+
+  def number(self, key: str) -> float:
+    value = self.get(key, (int, float), "a positive finite number")
+    if not 0 < value <= sys.float_info.max:
+      raise InputError(f"{self.path}: {key} = {value!r} must be a positive finite number")
+    return float(value)
+
+  def flag(self, key: str) -> bool:
+    return self.get(key, bool, "true or false")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
