@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny
-from hf_families import GOLDEN
+from hf_families import GOLDEN, LLAMA3
 from hf_test import load, model_of, one_device
 from safetensors.numpy import load_file, save_file
 
@@ -138,6 +138,22 @@ def test_pickles_and_empty_folders(tmp_path):
     ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type = 'yarn' is not supported; valid are"),
     ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1.0}}, "lacks factor"),
     ({"rope_parameters": [1]}, "must be an object"),
+    (
+      {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+      "rope_scaling and rope_parameters disagree; leave one of them out",
+    ),
+    (
+      {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}},
+      "RoPE of its own for full_attention is not supported",
+    ),
+    (
+      {"rope_parameters": {"factor": 2.0}},
+      "RoPE has a factor and no rope_type; known are default, linear, llama3",
+    ),
+    (
+      {"rope_parameters": LLAMA3, "original_max_position_embeddings": 32},
+      "original_max_position_embeddings = 32, and 48 in the object on RoPE",
+    ),
   ],
 )
 def test_what_a_config_may_not_say(folder, changes, told):

@@ -170,6 +170,14 @@ def test_config_files_of_older_releases_are_read(tmp_path):
   assert got["window"] == 0 and got["qkv_bias"]
   assert got["rope_scaling"] == {"kind": "linear", "factor": 2.0}
   assert described(tmp_path / "x", architectures=None, model_type="qwen3")["qk_norm"]
+  # The same in both places, and the length outside of the object that the rest stands in.
+  both = OLD["rope_scaling"]
+  inner = {key: value for key, value in both.items() if key != "original_max_position_embeddings"}
+  for changes in (
+    {"rope_parameters": both, "original_max_position_embeddings": 8192},
+    {"rope_scaling": inner, "original_max_position_embeddings": 8192},
+  ):
+    assert described(tmp_path / "x", **changes) == described(tmp_path / "x")
 
 
 @pytest.mark.parametrize(

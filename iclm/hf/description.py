@@ -58,6 +58,7 @@ _ONLY = {
   "quantization_config": None,
   "partial_rotary_factor": 1.0,
 }
+_ROPES = ("default", "linear", "llama3")
 _LLAMA3 = {
   "low_freq_factor": "low_freq_factor",
   "high_freq_factor": "high_freq_factor",
@@ -189,22 +190,38 @@ def _sizes(said: Reader) -> dict[str, int]:
 
 def _rope(path: pathlib.Path, given: dict[str, Any]) -> dict[str, Any]:
   """Everything on RoPE: `rope_parameters` of transformers 5, `rope_scaling` of those before it."""
-  found = given.get("rope_parameters") or given.get("rope_scaling") or {}
+  old, new = given.get("rope_scaling"), given.get("rope_parameters")
+  if old and new and old != new:
+    raise InputError(f"{path}: rope_scaling and rope_parameters disagree; leave one of them out")
+  found = old or new or {}
   if not isinstance(found, dict):
     raise InputError(f"{path}: rope_scaling = {found!r} must be an object, or null")
+  for key, value in found.items():
+    if isinstance(value, dict):
+      raise InputError(
+        f"{path}: RoPE of its own for {key} is not supported: all layers must have the same"
+      )
   if found.get("partial_rotary_factor", 1.0) != 1.0:
     raise InputError(
       f"{path}: partial_rotary_factor is not supported: every element of a head turns"
     )
-  return found | {"rope_type": found.get("rope_type", found.get("type", "default"))}
+  if "factor" in found and not {"rope_type", "type"} & found.keys():
+    raise InputError(f"{path}: RoPE has a factor and no rope_type; known are {', '.join(_ROPES)}")
+  length = _LLAMA3["original_length"]
+  above, within = given.get(length), found.get(length)
+  if None not in (above, within) and above != within:
+    raise InputError(
+      f"{path}: {length} = {above!r}, and {within!r} in the object on RoPE; leave one of them out"
+    )
+  return found | {"rope_type": found.get("rope_type", found.get("type", _ROPES[0]))}
 
 
 def _scaling(rope: Reader) -> dict[str, Any]:
   kind = rope.values["rope_type"]
-  if kind == "default":
+  if kind == _ROPES[0]:
     return {"kind": "none"}
-  if kind not in ("linear", "llama3"):
-    known = config.nearest(str(kind), ("default", "linear", "llama3"))
+  if kind not in _ROPES:
+    known = config.nearest(str(kind), _ROPES)
     raise InputError(f"{rope.path}: rope_type = {kind!r} is not supported; {known}")
   found: dict[str, Any] = {"kind": kind, "factor": rope.number("factor")}
   if kind == "llama3":
