@@ -121,6 +121,12 @@ def test_pickles_and_empty_folders(tmp_path):
   [
     ({"architectures": ["LlamaModel"]}, "'LlamaModel' is not supported; did you mean 'LlamaFor"),
     ({"architectures": ["Gemma"], "model_type": "gemma"}, "'Gemma' is not supported"),
+    ({"architectures": [{}]}, r"architectures = \[\{\}\] must be a list of names, or null"),
+    ({"architectures": [["x"]]}, r"architectures = \[\['x'\]\] must be a list of names"),
+    ({"architectures": {"a": 1}}, r"architectures = \{'a': 1\} must be a list of names"),
+    ({"model_type": []}, r"model_type = \[\] must be a name, or null"),
+    ({"model_type": {}}, r"model_type = \{\} must be a name, or null"),
+    ({"model_type": "qwen2"}, "model_type = 'qwen2' is not that of LlamaForCausalLM, 'llama'"),
     ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; only 'silu' is"),
     ({"attention_bias": True}, "attention_bias = True is not supported"),
     ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not supported"),
@@ -174,12 +180,23 @@ def test_a_config_that_is_no_json_or_lacks_a_key(folder):
     hf.read_model(folder)
 
 
-def test_a_window_on_some_layers_only(tmp_path):
+@pytest.mark.parametrize(
+  ("changes", "told"),
+  [
+    ({"layer_types": None, "max_window_layers": 1}, "sliding_window holds for some layers only"),
+    ({"layer_types": None, "max_window_layers": None}, "max_window_layers = None must be a whole"),
+    ({"layer_types": None, "max_window_layers": "1"}, "max_window_layers = '1' must be a whole"),
+    ({"layer_types": 5}, "layer_types = 5 must name the type of 2 layers"),
+    ({"layer_types": [["a"], ["a"]]}, "layer_types = .* must name the type of 2 layers"),
+    ({"layer_types": ["sliding_attention"]}, "layer_types = .* must name the type of 2 layers"),
+    ({"use_sliding_window": 1}, "use_sliding_window = 1 must be true or false"),
+    ({"sliding_window": 0}, "sliding_window = 0 must be a positive whole number"),
+  ],
+)
+def test_a_window_that_is_not_of_all_layers(changes, told, tmp_path):
   folder = pathlib.Path(shutil.copytree(GOLDEN / "qwen2_window", tmp_path / "theirs"))
-  edit_json(
-    folder / "config.json", lambda value: value.update(layer_types=None, max_window_layers=1)
-  )
-  with pytest.raises(InputError, match="sliding_window holds for some layers only"):
+  edit_json(folder / "config.json", lambda value: value.update(changes))
+  with pytest.raises(InputError, match=told):
     hf.read_model(folder)
 
 

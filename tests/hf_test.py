@@ -162,6 +162,7 @@ def test_config_files_of_older_releases_are_read(tmp_path):
   got = described(tmp_path / "x")
   assert got["head_size"] == 128 and got["rope_theta"] == 5e5 and not got["tied"]
   assert got["rope_scaling"]["original_length"] == 8192 and got["window"] == 0
+  assert described(tmp_path / "x", sliding_window=8)["window"] == 0  # Of no effect in a Llama.
   got = described(tmp_path / "x", architectures=["MistralForCausalLM"], rope_scaling=None)
   assert got["window"] == 4096 and got["rope_scaling"] == {"kind": "none"}
   got = described(

@@ -101,7 +101,7 @@ def read_model(folder: str | pathlib.Path) -> dict[str, Any]:
     "tied": said.flag("tie_word_embeddings"),
     "qkv_bias": family.qkv_bias,
     "qk_norm": family.qk_norm,
-    "window": _window(said, sizes["layers"]),
+    "window": _window(said, family, sizes["layers"]),
   }
 
 
@@ -154,14 +154,26 @@ def check_agreement(model: config.Model, folder: pathlib.Path) -> None:
 
 def _architecture(path: pathlib.Path, given: dict[str, Any]) -> str:
   types = {family.model_type: name for name, family in FAMILIES.items()}
-  named = given.get("architectures") or [types.get(given.get("model_type", ""))]
-  name = named[0] if isinstance(named, list) else named
+  named, kind = given.get("architectures"), given.get("model_type")
+  if named is not None and not _are_texts(named):
+    raise InputError(f"{path}: architectures = {named!r} must be a list of names, or null")
+  if kind is not None and not isinstance(kind, str):
+    raise InputError(f"{path}: model_type = {kind!r} must be a name, or null")
+  name = named[0] if named else types.get(kind or "")
   if name not in FAMILIES:
-    name = name or given.get("model_type") or "none"
+    name = name or kind or "none"
     raise InputError(
       f"{path}: architecture {name!r} is not supported; {config.nearest(name, FAMILIES)}"
     )
+  if kind not in (None, FAMILIES[name].model_type):
+    raise InputError(
+      f"{path}: model_type = {kind!r} is not that of {name}, {FAMILIES[name].model_type!r}"
+    )
   return name
+
+
+def _are_texts(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _sizes(said: Reader) -> dict[str, int]:
@@ -230,16 +242,22 @@ def _scaling(rope: Reader) -> dict[str, Any]:
   return found
 
 
-def _window(said: Reader, layers: int) -> int:
-  if not said.values.get("use_sliding_window", "sliding_window" in said.values):
+def _window(said: Reader, family: Family, layers: int) -> int:
+  """How far back all layers see; 0 where they see everything."""
+  if "sliding_window" not in family.absent:  # The Llama of transformers does not read it.
     return 0
-  if said.values["sliding_window"] is None:
+  of_some = "use_sliding_window" in family.absent  # Each layer of a Qwen is of a type.
+  if (of_some and not said.flag("use_sliding_window")) or said.values["sliding_window"] is None:
     return 0
-  # Of Qwen: the layers from this one on.
-  first = said.values.get("max_window_layers", 0)
-  types = said.values.get("layer_types") or [
-    "sliding_attention" if i >= first else "full_attention" for i in range(layers)
-  ]
+  window = said.size("sliding_window")
+  if not of_some:
+    return window
+  types = said.values.get("layer_types")
+  if types is None:
+    first = said.get("max_window_layers", int, "a whole number")
+    types = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+  if not _are_texts(types) or len(types) != layers:
+    raise InputError(f"{said.path}: layer_types = {types!r} must name the type of {layers} layers")
   if set(types) == {"full_attention"}:
     return 0
   if set(types) != {"sliding_attention"}:
@@ -247,7 +265,7 @@ def _window(said: Reader, layers: int) -> int:
       f"{said.path}: sliding_window holds for some layers only (max_window_layers, layer_types), "
       "which is not supported: all layers must have it, or none"
     )
-  return said.size("sliding_window")
+  return window
 
 
 def _architecture_of(model: config.Model) -> str:
