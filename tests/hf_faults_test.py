@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from iclm import axes, config, hf
 from iclm.config import InputError
+from iclm.data import tokenizer
 from iclm.hf import description
 
 SHARD = "model-00002-of-00003.safetensors"
@@ -198,6 +199,29 @@ def test_a_window_that_is_not_of_all_layers(changes, told, tmp_path):
   edit_json(folder / "config.json", lambda value: value.update(changes))
   with pytest.raises(InputError, match=told):
     hf.read_model(folder)
+
+
+@pytest.mark.parametrize(
+  ("about", "model", "told"),
+  [
+    (
+      {"eos_token": "<eso>"},
+      {},
+      "no token '<eso>', which is named as its eos; did you mean '<eos>'",
+    ),
+    ({"pad_token": {"content": 3}}, {}, "pad_token = {'content': 3} must be a text, or hold one"),
+    ({}, {"bos_token_id": 999}, "no token 999, which is named as its bos; valid are <bos>"),
+    ({}, {"eos_token_id": []}, r"eos_token_id = \[\] must be an id, or a list of ids"),
+    ({}, {"eos_token_id": ["2"]}, r"eos_token_id = \['2'\] must be an id, or a list of ids"),
+  ],
+)
+def test_special_tokens_that_there_are_not(about, model, told, tmp_path):
+  made = tokenizer.train(["one two"], 259, tokenizer.WORDS)
+  (tmp_path / "tokenizer.json").write_text(made.to_json())
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+  (tmp_path / "config.json").write_text(json.dumps(model))
+  with pytest.raises(InputError, match=told):
+    hf.load_tokenizer(tmp_path)
 
 
 def test_sizes_that_do_not_divide_over_the_mesh():

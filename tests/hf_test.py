@@ -114,6 +114,30 @@ def test_the_tokenizer_goes_along(tmp_path):
   assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 2
 
 
+@pytest.mark.parametrize(
+  ("about", "model", "eos", "bos"),
+  [
+    ({}, {}, "<eos>", "<bos>"),
+    ({"eos_token": "<bos>"}, {"eos_token_id": 0}, "<bos>", "<bos>"),
+    ({"eos_token": {"content": "<pad>"}, "bos_token": None}, {"bos_token_id": 0}, "<pad>", None),
+    ({"eos_token": None}, {"eos_token_id": [1, 2], "bos_token_id": 0}, "<bos>", "<pad>"),
+  ],
+)
+def test_a_folder_names_its_special_tokens(about, model, eos, bos, tmp_path):
+  made = tokenizer.train(["one two"], 259, tokenizer.WORDS)
+  (tmp_path / "tokenizer.json").write_text(made.to_json())
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+  (tmp_path / "config.json").write_text(json.dumps(model))
+  got = hf.load_tokenizer(tmp_path)
+  ids = {"<pad>": 0, "<bos>": 1, "<eos>": 2, None: None}
+  assert (got.eos_id, got.bos_id, got.pad_id) == (ids[eos], ids[bos], 0)
+  # And goes out with what was named.
+  base, params = load(GOLDEN / "llama")
+  hf.save_base(params, base, tmp_path / "out", dtype="float32", max_bytes=10**9, tokenizer=got)
+  assert hf.load_tokenizer(tmp_path / "out") == got
+  assert (tmp_path / "out" / "tokenizer.json").read_text() == made.to_json()
+
+
 def test_llama3_slows_the_slow_pairs_by_hand():
   # 2 pi turns fit in 48 tokens 7.64 times, of speeds 50^(-i/4): 7.64, 2.87, 1.08 and 0.406 turns.
   # Kept: all of the first, (2.87 - 1) / 3 = 0.624, 0.027 and nothing; the rest goes at 1/8.

@@ -126,6 +126,32 @@ def test_a_file_of_another_make(tmp_path):
   assert tokenizer.encode("ab") == [5, 9]
 
 
+def ends(special: list[str]) -> tokenizers.Tokenizer:
+  """Holds </s> as a word like any other."""
+  made = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "</s>": 1}, []))
+  made.add_special_tokens(special)
+  return made
+
+
+def test_a_special_token_comes_before_a_word_that_is_spelt_like_one():
+  assert tokenizer_lib.Tokenizer.from_json(ends([]).to_str()).eos_id == 1
+  assert tokenizer_lib.Tokenizer.from_json(ends(["<|end_of_text|>"]).to_str()).eos_id == 2
+
+
+def test_special_tokens_that_are_told_are_kept():
+  text = ends(["<|end_of_text|>", "<|bye|>", "<s>"]).to_str()
+  read = tokenizer_lib.Tokenizer.from_json
+  made = read(text, {"eos": "<|bye|>", "pad": 2, "bos": None})
+  assert (made.bos_id, made.eos_id, made.pad_id, made.json) == (None, 3, 2, text)
+  assert read(made.to_json()) == made != read(text)
+  # What is expected anyway makes no difference.
+  assert read(text, {"eos": 2, "pad": "<|end_of_text|>", "bos": "<s>"}) == read(text)
+  with pytest.raises(InputError, match=r"no token '<\|by\|>', .* as its eos; did you mean '<\|bye"):
+    read(text, {"eos": "<|by|>"})
+  with pytest.raises(InputError, match=r"no token -1, which is named as its pad; valid are"):
+    read(text, {"pad": -1})
+
+
 def leading(first: bool) -> tokenizer_lib.Tokenizer:
   """As Llama 2 and TinyLlama have it: a text begins with a space, bytes are what is not known."""
   pieces = ["<s>", "</s>", *[f"<0x{i:02X}>" for i in range(256)], "▁", *"abcx:", "ab", "▁ab"]

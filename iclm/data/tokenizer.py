@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import SupportsInt
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from iclm import config
 from iclm.config import InputError
 from iclm.data import records
 from iclm.data.chat import Template
@@ -30,12 +32,15 @@ _ANCHOR = "\n"  # What a text is laid behind to see how it goes on.
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 # Their usual spellings in files of other makers, the likeliest first.
-_PADS = (PAD, "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>")
-_BOSES = (BOS, "<s>", "<|begin_of_text|>", "[BOS]", "<|startoftext|>", "<｜begin▁of▁sentence｜>")
-_EOSES = (
-  *(EOS, "</s>", "<|end_of_text|>", "<|endoftext|>", "[EOS]", "<|im_end|>", "<|eot_id|>"),
-  "<｜end▁of▁sentence｜>",
-)
+_SPELLINGS = {
+  "pad": (PAD, "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>"),
+  "bos": (BOS, "<s>", "<|begin_of_text|>", "[BOS]", "<|startoftext|>", "<｜begin▁of▁sentence｜>"),
+  "eos": (
+    *(EOS, "</s>", "<|end_of_text|>", "<|endoftext|>", "[EOS]", "<|im_end|>", "<|eot_id|>"),
+    "<｜end▁of▁sentence｜>",
+  ),
+}
+_NAMED = '{"named": '  # How a tokenizer begins whose special tokens its own file does not tell.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Tokenizer:
     bos_id: begins a row; None when the file has none.
     eos_id: ends an answer.
     chat: how messages become prompts; None joins their contents.
+    named: (name, id) pairs of the special tokens that others name than the JSON alone lets expect.
   """
 
   json: str = dataclasses.field(repr=False)
@@ -60,6 +66,7 @@ class Tokenizer:
   bos_id: int | None
   eos_id: int
   chat: Template | None = None
+  named: tuple[tuple[str, int | None], ...] = ()
 
   @functools.cached_property
   def _backend(self) -> tokenizers.Tokenizer:
@@ -115,7 +122,9 @@ class Tokenizer:
 
   def to_json(self) -> str:
     """Returns what `from_json` turns back into an equal tokenizer."""
-    return self.json
+    if not self.named:
+      return self.json
+    return json.dumps({"named": dict(self.named), "json": self.json})
 
   def under(self, template: Template | None) -> "Tokenizer":
     """Returns this tokenizer for prompts of a template, whose eos_token ends an answer.
@@ -123,7 +132,7 @@ class Tokenizer:
     Raises:
       InputError: the template names no eos_token, or one that this tokenizer does not have.
     """
-    plain = Tokenizer.from_json(self.json)
+    plain = Tokenizer.from_json(self.to_json())
     if template is None:
       return plain
     spelt = dict(template.names).get("eos_token", "")
@@ -136,34 +145,45 @@ class Tokenizer:
     return dataclasses.replace(plain, bos_id=None, eos_id=eos_id, chat=template)
 
   @classmethod
-  def from_json(cls, text: str) -> "Tokenizer":
-    """Reads a tokenizer of any make, and finds its special tokens by their usual names.
+  def from_json(cls, text: str, told: Mapping[str, str | int | None] | None = None) -> "Tokenizer":
+    """Reads a tokenizer of any make, or what `to_json` gave, and finds its special tokens.
 
-    Where the file says how to complete a text, bos is what it puts in front, if anything.
+    They are those that are told, else those of the usual names, of which a special token comes
+    before any other. Where the JSON says how to complete a text, bos is what that puts in front, if
+    anything.
+
+    Args:
+      told: bos, eos or pad -> a token or its id, or None where there is no bos.
 
     Raises:
-      InputError: the text is no tokenizer, or has no end-of-sequence token.
+      InputError: the text is no tokenizer, has no end-of-sequence token, or not one that is told.
     """
+    if text.startswith(_NAMED):
+      kept = json.loads(text)
+      text, told = kept["json"], kept["named"] | (told or {})
     try:
       backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # The library raises bare Exception.
       raise InputError(f"this is no tokenizer.json: {error}.") from None
     ids = backend.get_vocab(with_added_tokens=True)
-    eos_id = _first(ids, _EOSES)
-    if eos_id is None:
-      raise InputError(f"the tokenizer has no end-of-sequence token; name one of {list(_EOSES)}.")
-    pad_id, bos_id = _first(ids, _PADS), _first(ids, _BOSES)
+    usual = _usual(backend, ids)
+    named = {name: _id(backend, name, token) for name, token in (told or {}).items()}
     if backend.post_processor is not None:
-      backend.no_padding()
-      backend.no_truncation()
-      bare, whole = (backend.encode("a", add_special_tokens=adds).ids for adds in (False, True))
-      bos_id = whole[0] if whole[:1] != bare[:1] else None
+      named.pop("bos", None)
+    eos_id = named.get("eos", usual["eos"])
+    if eos_id is None:
+      known = list(_SPELLINGS["eos"])
+      raise InputError(f"the tokenizer has no end-of-sequence token; name one of {known}.")
+    if usual["pad"] is None:
+      usual["pad"] = eos_id
+    found = usual | named
     return cls(
       json=text,
       vocab_size=max(ids.values()) + 1,
-      pad_id=eos_id if pad_id is None else pad_id,  # Padding is masked, so any id serves.
-      bos_id=bos_id,
+      pad_id=eos_id if found["pad"] is None else found["pad"],  # Padding is masked: any id serves.
+      bos_id=found["bos"],
       eos_id=eos_id,
+      named=tuple(sorted((name, i) for name, i in named.items() if i != usual[name])),
     )
 
 
@@ -212,11 +232,14 @@ def train(texts: Iterable[str], vocab_size: int, split: str) -> Tokenizer:
   return Tokenizer.from_json(backend.to_str())
 
 
-def load(path: str | pathlib.Path) -> Tokenizer:
+def load(path: str | pathlib.Path, told: Mapping[str, str | int | None] | None = None) -> Tokenizer:
   """Reads a tokenizer.json of any make.
 
+  Args:
+    told: see `Tokenizer.from_json`.
+
   Raises:
-    InputError: the file is missing, no tokenizer, or has no end-of-sequence token.
+    InputError: the file is missing, or see `Tokenizer.from_json`.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -226,7 +249,7 @@ def load(path: str | pathlib.Path) -> Tokenizer:
   except (OSError, UnicodeDecodeError) as error:
     raise InputError(f"{path}: cannot be read as text: {error}.") from None
   try:
-    return Tokenizer.from_json(text)
+    return Tokenizer.from_json(text, told)
   except InputError as error:
     raise InputError(f"{path}: {error}") from None
 
@@ -241,5 +264,31 @@ def _own(encoding: tokenizers.Encoding, n_mark: int) -> list[int] | None:
   return [i for i, (start, _) in spans if start >= n_mark]
 
 
-def _first(ids: dict[str, int], names: Iterable[str]) -> int | None:
-  return next((ids[name] for name in names if name in ids), None)
+def _usual(backend: tokenizers.Tokenizer, ids: Mapping[str, int]) -> dict[str, int | None]:
+  """The special tokens that a file lets expect which does not say what they are."""
+  special = _special(backend)
+  first = lambda among, names: next((among[name] for name in names if name in among), None)
+  usual = {}
+  for name, spellings in _SPELLINGS.items():
+    i = first(special, spellings)
+    usual[name] = first(ids, spellings) if i is None else i
+  if backend.post_processor is not None:
+    backend.no_padding()
+    backend.no_truncation()
+    bare, whole = (backend.encode("a", add_special_tokens=adds).ids for adds in (False, True))
+    usual["bos"] = whole[0] if whole[:1] != bare[:1] else None
+  return usual
+
+
+def _special(backend: tokenizers.Tokenizer) -> dict[str, int]:
+  added = backend.get_added_tokens_decoder()
+  return {token.content: i for i, token in added.items() if token.special}
+
+
+def _id(backend: tokenizers.Tokenizer, name: str, token: str | int | None) -> int | None:
+  ids = backend.get_vocab(with_added_tokens=True)
+  found = ids.get(token) if isinstance(token, str) else token
+  if token is not None and found not in ids.values():
+    near = config.nearest(str(token), _special(backend))
+    raise InputError(f"the tokenizer has no token {token!r}, which is named as its {name}; {near}.")
+  return found

@@ -12,9 +12,9 @@ from jaxtyping import Array
 
 from iclm import config
 from iclm.config import InputError
-from iclm.data import tokenizer
+from iclm.data import chat, tokenizer
 from iclm.data.tokenizer import Tokenizer
-from iclm.hf import description, names
+from iclm.hf import description, names, whole
 from iclm.hf import tensors as files
 
 COMPARED_ROWS = 4096  # Of two heads that are compared at a time.
@@ -70,12 +70,36 @@ def _checked(folder: pathlib.Path, model: config.Model, parameters: Any) -> file
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
-  """The folder's tokenizer.json.
+  """The folder's tokenizer.json, with the special tokens that the folder names.
 
   Raises:
-    InputError: it is missing, no tokenizer, or has no end-of-sequence token.
+    InputError: it is missing, no tokenizer, has no end-of-sequence token or not one that the folder
+      names; or a file that names them is malformed.
   """
-  return tokenizer.load(pathlib.Path(folder).expanduser() / "tokenizer.json")
+  folder = pathlib.Path(folder).expanduser()
+  return tokenizer.load(folder / chat.TOKENIZER, _specials(folder))
+
+
+def _specials(folder: pathlib.Path) -> dict[str, str | int | None]:
+  """bos, eos and pad as the tokenizer's config names them, else the model's, by id."""
+  paths = folder / chat.ABOUT, folder / description.CONFIG
+  about, model = (whole.read_json(p, "transformers") if p.is_file() else {} for p in paths)
+  told: dict[str, str | int | None] = {}
+  for name in ("bos", "eos", "pad"):
+    token, ids = about.get(f"{name}_token"), model.get(f"{name}_token_id")
+    spelt = token.get("content") if isinstance(token, dict) else token
+    i = ids[0] if isinstance(ids, list) and ids else ids
+    if token is not None:
+      if not isinstance(spelt, str):
+        raise InputError(f"{paths[0]}: {name}_token = {token!r} must be a text, or hold one")
+      told[name] = spelt
+    elif name == "bos" and "bos_token" in about:
+      told[name] = None  # The tokenizer has none, whatever the model was once made for.
+    elif name != "pad" and i is not None:  # Of padding old files tell ids that there are not.
+      if not isinstance(i, int) or isinstance(i, bool):
+        raise InputError(f"{paths[1]}: {name}_token_id = {ids!r} must be an id, or a list of ids")
+      told[name] = i
+  return told
 
 
 def _parameter(tensors: files.Tensors, p: names.Parameter, place: NamedSharding) -> Array:
@@ -83,17 +107,17 @@ def _parameter(tensors: files.Tensors, p: names.Parameter, place: NamedSharding)
     return _tensor(tensors, p.tensors[0], p.transposed, p.shape, place)
   # Filled in place: stacked on the host, all layers would lie there at once.
   zeros, fill = _filling(p.shape, place)
-  whole = zeros()
+  filled = zeros()
   for i, name in enumerate(p.tensors):
     layer = _tensor(tensors, name, p.transposed, p.shape[1:], names.of_layer(place))
-    whole = fill(whole, layer, i).block_until_ready()
-  return whole
+    filled = fill(filled, layer, i).block_until_ready()
+  return filled
 
 
 @functools.cache
 def _filling(shape: tuple[int, ...], place: NamedSharding) -> tuple[Any, Any]:
   """A stacked parameter of zeros, and what puts one layer into it in place."""
-  fill = lambda whole, layer, i: jax.lax.dynamic_update_index_in_dim(whole, layer, i, 0)
+  fill = lambda filled, layer, i: jax.lax.dynamic_update_index_in_dim(filled, layer, i, 0)
   return (
     jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=place),
     jax.jit(fill, donate_argnums=0, out_shardings=place),

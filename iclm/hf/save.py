@@ -146,9 +146,10 @@ def _write_tensors(
 
 def _write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, int | None]:
   """The tokenizer's files. Returns its special ids, for config.json."""
-  (folder / "tokenizer.json").write_text(tokenizer.to_json(), "utf-8")
+  (folder / "tokenizer.json").write_text(tokenizer.json, "utf-8")
   ids = {name: getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
   spelt = {added["id"]: added["content"] for added in json.loads(tokenizer.json)["added_tokens"]}
+  spelt[None] = None  # A tokenizer without a bos says so.
   named = {f"{name}_token": spelt[i] for name, i in ids.items() if i in spelt}
   if tokenizer.chat is not None:
     named |= dict(tokenizer.chat.names)
