@@ -143,6 +143,7 @@ def edited(tmp_path: pathlib.Path, told=None, tensors=None) -> pathlib.Path:
   return folder
 
 
+EVERY_PROJ = [f"{name}_proj" for name in EVERY]
 Q_A = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
 
 
@@ -157,9 +158,22 @@ Q_A = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
     ({"init_lora_weights": "pissa"}, None, r"init_lora_weights = 'pissa' is not supported; only"),
     ({"fan_in_fan_out": True}, None, r"fan_in_fan_out = True"),
     ({"r": 9}, None, r"r = 9 is more than config\.experts\.rank = 4; a run with config"),
-    ({"r": 0}, None, r"r = 0 must be a whole number above 0"),
-    ({"r": 3.0}, None, r"r = 3\.0 must be a whole number above 0"),
-    ({"lora_alpha": True}, None, r"lora_alpha = True must be a number above 0"),
+    ({"r": 0}, None, r"r = 0 must be a positive whole number"),
+    ({"r": 3.0}, None, r"r = 3\.0 must be a positive whole number"),
+    ({"lora_alpha": True}, None, r"lora_alpha = True must be a positive finite number"),
+    ({"lora_alpha": float("inf")}, None, r"lora_alpha = inf must be a positive finite number"),
+    ({"lora_alpha": float("nan")}, None, r"lora_alpha = nan must be a positive finite number"),
+    ({"use_rslora": 1}, None, r"use_rslora = 1 must be true or false"),
+    ({"inference_mode": None}, None, r"inference_mode = None must be true or false"),
+    ({"target_modules": EVERY_PROJ[1:]}, None, r"the tensors adapt .*q_proj, which target_modules"),
+    ({"exclude_modules": ["q_proj"]}, None, r"the tensors adapt .*q_proj, which target_modules"),
+    ({"layers_to_transform": 0}, None, r"no tensor adapts .*layers\.0\..*, which target"),
+    ({"layers_to_transform": None}, None, r"no tensor adapts .*layers\.0\..*, which target"),
+    ({"layers_to_transform": [1, 7]}, None, r"no tensor adapts layer 7, which layers_to_transform"),
+    ({"target_modules": [*EVERY_PROJ, "lm_head"]}, None, r"no tensor adapts lm_head, which target"),
+    ({"target_modules": [3]}, None, r"target_modules = \[3\] must be a list of names, or a text"),
+    ({"layers_to_transform": ["1"]}, None, r"layers_to_transform = \['1'\] must be a list of"),
+    (None, lambda t: {k: t[k] for k in t if "q_p" not in k}, r"no tensor adapts .*q_proj, which"),
     ({"peft_type": None}, None, r"peft_type = None is not supported; only 'LORA' is"),
     (None, lambda t: {}, r"holds no tensor: there is no adapter in it"),
     (None, lambda t: {k: t[k] for k in t if k != Q_A}, r"tensor .*lora_A\.weight is missing"),
@@ -175,6 +189,23 @@ def test_what_cannot_be_represented_is_refused_by_name(told, tensors, sentence, 
   with pytest.raises(InputError, match=sentence):
     hash_ = "4" * 64 if sentence.startswith("is for another") else None
     hf.load_adapter(edited(tmp_path, told, tensors), c, hf.adapter_of(c, params, 0), hash_)
+
+
+@pytest.mark.parametrize(
+  "told",
+  [
+    {"target_modules": [f"model.layers.1.self_attn.{x}_proj" for x in "qkvo"] + ["gate_proj"]
+     + ["mlp.up_proj", "mlp.down_proj"]},
+    {"target_modules": "all-linear", "layers_to_transform": None},
+    {"target_modules": None, "layers_to_transform": 1},
+    {"exclude_modules": ["lm_head", "layers.0.mlp.up_proj"]},
+  ],
+)  # fmt: skip
+def test_a_config_that_names_its_modules_otherwise(told, tmp_path):
+  c, _, params = start()
+  old = hf.adapter_of(c, params, 0)
+  got, want = (hf.load_adapter(f, c, old, None) for f in (edited(tmp_path, told), GOLDEN / PEFT))
+  jax.tree.map(np.testing.assert_array_equal, got.layers, want.layers)
 
 
 def test_projections_without_a_place_and_broken_files(tmp_path):

@@ -1,7 +1,7 @@
 """LoRA adapters from and to folders of `peft`: one expert, without what PEFT cannot express.
 
-A folder holds adapter_config.json and adapter_model.safetensors. Which matrices there are, the
-tensors say; the config says their scale, and whether they are all that there is.
+A folder holds adapter_config.json and adapter_model.safetensors. Which matrices there are, both say
+alike; the config says their scale, and whether they are all that there is.
 """
 
 import math
@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from iclm import axes, config
 from iclm.config import Config, InputError
-from iclm.hf import names, whole
+from iclm.hf import names, targets, whole
 from iclm.hf import tensors as files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -40,6 +40,10 @@ _TOLD = {
   # Of other kinds of adapters, which are refused by keys of their own.
   *("megatron_core", "qalora_group_size"),
   *("auto_mapping", "peft_version", "loftq_config", "eva_config", "ensure_weight_tying"),
+}
+_FLAGS = {
+  *("use_rslora", "use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "inference_mode"),
+  "ensure_weight_tying",
 }
 
 
@@ -166,8 +170,8 @@ def load_adapter(
 
   Raises:
     InputError: it is no LoRA, or changes more than the products of its matrices do; a tensor is
-      missing, unexpected or of another shape; it is for another base; a file is truncated; or the
-      run's experts are no adapters.
+      missing, unexpected or of another shape; the config names other modules than the tensors; it
+      is for another base; a file is truncated; or the run's experts are no adapters.
   """
   _check_lora(c, "no adapter can take its place")
   folder = pathlib.Path(folder).expanduser()
@@ -180,6 +184,9 @@ def load_adapter(
         f"{base_sha256}"
       )
     layers = _read_layers(folder, tensors, told, c, old)
+    adapted = {match[1] for match in map(_TENSOR.fullmatch, tensors.found) if match}
+  layer_of = {names.module(name, i): i for name in names.MODULES for i in range(c.model.layers)}
+  targets.check(whole.Reader(folder / CONFIG, told), adapted, layer_of)
   return Read(layers, theirs, told.get("base_model_name_or_path"))
 
 
@@ -193,10 +200,11 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
       continue
     can = f"only {', '.join(map(repr, only))} is" if only else "leave it out"
     raise InputError(f"{path}: {key} = {value!r} is not supported; {can}")
-  for key, kind, what in (("r", int, "whole number"), ("lora_alpha", (int, float), "number")):
-    value = told.get(key)
-    if isinstance(value, bool) or not isinstance(value, kind) or value <= 0:
-      raise InputError(f"{path}: {key} = {value!r} must be a {what} above 0")
+  said = whole.Reader(path, told)
+  said.size("r")
+  said.number("lora_alpha")
+  for key in sorted(_FLAGS & told.keys()):
+    said.flag(key)
   return told
 
 
