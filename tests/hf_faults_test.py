@@ -6,6 +6,7 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny
@@ -97,12 +98,24 @@ def test_a_dtype_that_is_not_read(folder):
 def test_a_head_beside_a_tied_embedding(tmp_path):
   folder = pathlib.Path(shutil.copytree(GOLDEN / "qwen2", tmp_path / "theirs"))
   file, model = "model.safetensors", model_of(GOLDEN / "qwen2")
-  embedding = load_file(folder / file)["model.embed_tokens.weight"]
-  rewrite(folder, file, lambda held: held.update({"lm_head.weight": embedding}))
+  theirs = load_file(folder / file)
+  embedding = theirs["model.embed_tokens.weight"]
+  put = lambda **held: save_file(theirs | held, folder / file)
+  put(**{"lm_head.weight": embedding})
   same = hf.load_base(folder, model, one_device(), fsdp=False)
   jax.tree.map(np.testing.assert_array_equal, same, load(GOLDEN / "qwen2")[1])
-  rewrite(folder, file, lambda held: held.update({"lm_head.weight": embedding + 1}))
-  refused(folder, "lm_head.weight is not model.embed_tokens.weight", model)
+  for head, told in (
+    (embedding + 1, "lm_head.weight is not model.embed_tokens.weight"),
+    (embedding[1:], "lm_head.weight is not model.embed_tokens.weight"),
+    (embedding.astype(jnp.float8_e4m3fn), "lm_head.weight is of dtype F8_E4M3; only F32, F16, BF"),
+  ):
+    put(**{"lm_head.weight": head})
+    refused(folder, told, model)
+    with pytest.raises(InputError, match=told):  # Before a run has a folder.
+      hf.check_base(folder, model)
+  half = embedding.astype(jnp.bfloat16)
+  put(**{"lm_head.weight": half, "model.embed_tokens.weight": half.astype(np.float32)})
+  hf.check_base(folder, model)
 
 
 def test_pickles_and_empty_folders(tmp_path):

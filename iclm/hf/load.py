@@ -45,12 +45,14 @@ def load_base(
   boxed = names.abstract(model, model.vocab_size)
   parameters, places = names.parameters(model, boxed), names.shardings(boxed, mesh, fsdp)
   with _checked(folder, model, parameters) as tensors:
-    _check_tied(model, tensors)
     return jax.tree.map(functools.partial(_parameter, tensors), parameters, places)
 
 
 def check_base(folder: str | pathlib.Path, model: config.Model) -> None:
-  """Raises InputError where `load_base` would, the mesh apart, and reads no weights for it."""
+  """Raises InputError where `load_base` would, the mesh apart.
+
+  The only weights that it reads are those of a head beside a tied embedding.
+  """
   folder = pathlib.Path(folder).expanduser()
   description.check_agreement(model, folder)
   boxed = names.abstract(model, model.vocab_size)
@@ -63,6 +65,7 @@ def _checked(folder: pathlib.Path, model: config.Model, parameters: Any) -> file
   tensors = files.Tensors(folder)
   try:
     files.check(tensors, expected, names.ignored(model, set(tensors.found)), folder)
+    _check_tied(model, tensors)
   except InputError:
     tensors.close()
     raise
@@ -146,15 +149,16 @@ def _tensor(
 
 
 def _check_tied(model: config.Model, tensors: files.Tensors) -> None:
-  """A head that is saved beside a tied embedding must be that embedding."""
+  """A head that is saved beside a tied embedding must be that embedding, in whatever dtype."""
   if not (model.tied and names.HEAD in tensors.found):
     return
-  head = tensors.found[names.HEAD]
-  same = head.shape == tensors.found[names.EMBEDDING].shape
+  head, embedding = (tensors.found[name] for name in (names.HEAD, names.EMBEDDING))
+  files.check_dtype(names.HEAD, head)
+  same = head.shape == embedding.shape
   n_rows = head.shape[0] if same else 0
   for first in range(0, n_rows, COMPARED_ROWS):
     rows = (slice(first, min(first + COMPARED_ROWS, n_rows)),)
-    a, b = (tensors.read(name, rows) for name in (names.HEAD, names.EMBEDDING))
+    a, b = (np.asarray(tensors.read(x, rows), np.float32) for x in (names.HEAD, names.EMBEDDING))
     same = same and np.array_equal(a, b)
   if not same:
     raise InputError(

@@ -129,13 +129,17 @@ def check(
         f"asks for {list(shape)}"
       )
   for name in expected:
-    if found[name].dtype not in DTYPES:
-      raise InputError(
-        f"{found[name].file}: tensor {name} is of dtype {found[name].dtype}; only "
-        f"{', '.join(DTYPES)} are read"
-      )
+    check_dtype(name, found[name])
   for name in sorted(found.keys() - expected.keys() - ignored):
     raise InputError(
       f"{found[name].file}: tensor {name}, of shape {list(found[name].shape)}, has no place in the "
       f"model of config.json; {config.nearest(name, expected)}"
+    )
+
+
+def check_dtype(name: str, tensor: Tensor) -> None:
+  """Raises InputError where a tensor is of a dtype that we do not read."""
+  if tensor.dtype not in DTYPES:
+    raise InputError(
+      f"{tensor.file}: tensor {name} is of dtype {tensor.dtype}; only {', '.join(DTYPES)} are read"
     )
