@@ -30,7 +30,7 @@ from jax.sharding import Mesh
 from iclm import compose, config, optim, processes, sharding, step
 from iclm.checkpoints import Checkpoints
 from iclm.config import Config, InputError
-from iclm.data.chat import Template
+from iclm.data import chat
 from iclm.data.tokenizer import Tokenizer
 
 # Where a run may go on with other values: they change how it runs, not what comes out.
@@ -235,7 +235,7 @@ def meta(c: Config, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def tokenizer_of(meta: dict[str, Any]) -> Tokenizer:
   """The tokenizer of a checkpoint's meta, under its chat template."""
-  template = None if meta["chat"] is None else Template.from_json(meta["chat"])
+  template = None if meta["chat"] is None else chat.Template.from_json(meta["chat"])
   return Tokenizer.from_json(meta["tokenizer"]).under(template)
 
 
@@ -246,7 +246,7 @@ def keep_tokenizer(workdir: pathlib.Path, tokenizer: Tokenizer) -> None:
   write_text(workdir / TOKENIZER, tokenizer.to_json())
 
 
-def kept_tokenizer(workdir: pathlib.Path, template: Template | None) -> Tokenizer | None:
+def kept_tokenizer(workdir: pathlib.Path, template: chat.Template | None) -> Tokenizer | None:
   """The tokenizer that a run's folder holds; None before there is one.
 
   Args:
@@ -265,10 +265,10 @@ def kept_tokenizer(workdir: pathlib.Path, template: Template | None) -> Tokenize
   return Tokenizer.from_json((workdir / TOKENIZER).read_text("utf-8")).under(template)
 
 
-def template_of(workdir: pathlib.Path) -> Template | None:
+def template_of(workdir: pathlib.Path) -> chat.Template | None:
   """The chat template that a run's folder holds, where the run has one."""
   path = workdir / CHAT
-  return Template.from_json(path.read_text("utf-8")) if path.exists() else None
+  return chat.read(path) if path.exists() else None
 
 
 def checkpoints(workdir: pathlib.Path, c: Config) -> Checkpoints:

@@ -171,6 +171,40 @@ def test_templates_at_fault(folders, tmp_path):
     config_of(chat_date="2026-2-30")
 
 
+@pytest.mark.parametrize(
+  ("file", "changes", "told"),
+  [
+    ("tokenizer_config.json", {"chat_template": ["x"]}, "has no chat template: neither"),
+    ("tokenizer_config.json", {"chat_template": [{"template": "x"}]}, "has no chat template: "),
+    ("tokenizer_config.json", {"chat_template": [{"name": "default"}]}, "has no chat template: "),
+    ("tokenizer.json", {"added_tokens": None}, r"tokenizer\.json: added_tokens must be a list of"),
+    ("tokenizer.json", {"added_tokens": [3]}, r"tokenizer\.json: added_tokens must be a list of"),
+    ("tokenizer.json", {"added_tokens": [{"content": "x"}]}, "objects with content and special"),
+    ("tokenizer.json", {"added_tokens": [{"content": 3, "special": True}]}, "must be a list of"),
+    ("chat_template.jinja", None, r"chat_template\.jinja: cannot be read, .* can't decode"),
+    ("tokenizer_config.json", None, r"tokenizer_config\.json: cannot be read, .* can't decode"),
+  ],
+)
+def test_files_of_a_folder_at_fault(file, changes, told, folders, tmp_path):
+  path = shutil.copytree(folders["brackets"], tmp_path / "theirs") / file
+  if changes is None:
+    path.write_bytes(b"\xff")
+  else:
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes))
+  with pytest.raises(InputError, match=told) as error:
+    chat.load(tmp_path / "theirs", DAY)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "text", ["{", "[]", "{}", '{"source": 1, "names": [], "specials": [], "date": "x"}', "\udcff"]
+)
+def test_a_kept_template_that_is_damaged(text, tmp_path):
+  (tmp_path / workdir.CHAT).write_bytes(text.encode("utf-8", "surrogateescape"))
+  with pytest.raises(InputError, match=r"chat\.json: "):
+    workdir.template_of(tmp_path)
+
+
 def test_a_template_is_equal_to_its_json(folders):
   made = chat.load(folders["dated"], DAY)
   assert chat.Template.from_json(made.to_json()) == made

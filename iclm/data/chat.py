@@ -7,6 +7,7 @@ lets it compute a text and nothing else.
 import dataclasses
 import datetime
 import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -91,10 +92,30 @@ class Template:
 
   @classmethod
   def from_json(cls, text: str) -> "Template":
-    """The inverse of `to_json`."""
-    found = json.loads(text)
-    names = tuple((name, token) for name, token in found["names"])
-    return cls(found["source"], names, tuple(found["specials"]), found["date"])
+    """The inverse of `to_json`.
+
+    Raises:
+      InputError: the text is none of `to_json`.
+    """
+    try:
+      found = json.loads(text)
+      names = tuple((name, token) for name, token in found["names"])
+      made = cls(found["source"], names, tuple(found["specials"]), found["date"])
+    except (ValueError, KeyError, TypeError) as error:
+      raise InputError(f"this is no chat template that a run keeps: {error!r}") from None
+    every = (made.source, made.date, *made.specials, *itertools.chain(*names))
+    if not all(isinstance(one, str) for one in every):
+      raise InputError("this is no chat template that a run keeps: not all of it is text")
+    return made
+
+
+def read(path: pathlib.Path) -> Template:
+  """The template that went into this file by `to_json`; InputError where the file is damaged."""
+  text = _text(path)
+  try:
+    return Template.from_json(text)
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from None
 
 
 def load(folder: str | pathlib.Path, date: str) -> Template:
@@ -110,18 +131,19 @@ def load(folder: str | pathlib.Path, date: str) -> Template:
   about = _read(folder / ABOUT)
   source = about.get("chat_template")
   if (folder / TEMPLATE).is_file():
-    source = (folder / TEMPLATE).read_text("utf-8")
+    source = _text(folder / TEMPLATE)
   if isinstance(source, list):  # Several, by name.
-    source = next((one["template"] for one in source if one["name"] == "default"), None)
+    named = [one for one in source if isinstance(one, dict) and one.get("name") == "default"]
+    source = named[0].get("template") if named else None
   if not isinstance(source, str):
     raise InputError(
-      f"{folder} has no chat template: neither {TEMPLATE}, nor a 'chat_template' in {ABOUT}"
+      f"{folder} has no chat template: neither {TEMPLATE}, nor a 'chat_template' in {ABOUT}, as a "
+      "text or as the one of several whose name is 'default'"
     )
   names = {name: _spelling(value) for name, value in about.items() if name.endswith("_token")}
   pairs = tuple(sorted((name, token) for name, token in names.items() if token is not None))
-  added = _read(folder / TOKENIZER).get("added_tokens", [])
-  specials = sorted({one["content"] for one in added if one["special"]})
-  made = Template(source, pairs, tuple(specials), date)
+  specials = _specials(folder / TOKENIZER)
+  made = Template(source, pairs, specials, date)
   try:
     _ = made._compiled
   except jinja2.TemplateSyntaxError as error:
@@ -129,12 +151,34 @@ def load(folder: str | pathlib.Path, date: str) -> Template:
   return made
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _specials(path: pathlib.Path) -> tuple[str, ...]:
+  """What a tokenizer.json says are special tokens."""
+  added = _read(path).get("added_tokens", [])
   try:
-    found = json.loads(path.read_text("utf-8"))
+    found = sorted({one["content"] for one in added if one["special"]})
+    "".join(found)  # All are texts, or it raises.
+  except (KeyError, TypeError) as error:
+    raise InputError(
+      f"{path}: added_tokens must be a list of objects with content and special, which it is not: "
+      f"{error!r}"
+    ) from None
+  return tuple(found)
+
+
+def _text(path: pathlib.Path) -> str:
+  try:
+    return path.read_text("utf-8")
   except (OSError, ValueError) as error:
     told = getattr(error, "strerror", None) or error
     raise InputError(f"{path}: cannot be read, and a chat template needs it: {told}") from None
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  text = _text(path)
+  try:
+    found = json.loads(text)
+  except ValueError as error:
+    raise InputError(f"{path}: is no JSON, and a chat template needs it: {error}") from None
   if not isinstance(found, dict):
     raise InputError(f"{path}: an object was expected, this is a {type(found).__name__}")
   return found
