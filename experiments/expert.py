@@ -56,9 +56,10 @@ def _export(flag: flags.FlagValues, run: workdir.Run, expert, out: pathlib.Path)
   c, base = run.config, run.params[BASE]
   adapter = None if expert is None else hf.exportable(c, run.params, expert)
   if adapter is not None and not flag.merged:
-    digest = hf.base_sha256(base, c.model)
-    where = c.checkpoint.init_from
+    digest, where = hf.base_sha256(base, c.model), base_name(c)
     hf.save_adapter(adapter, c, out, base_sha256=digest, base_name=where)
+    if not where:
+      print(f"{out} names no base for peft to load it on; --export=base makes a folder of it")
     return
   hf.save_base(
     base,
@@ -69,6 +70,12 @@ def _export(flag: flags.FlagValues, run: workdir.Run, expert, out: pathlib.Path)
     tokenizer=run.tokenizer,
     adapter=adapter,
   )
+
+
+def base_name(c: config.Config) -> str:
+  """The folder of transformers whose weights the base still has; empty where there is none."""
+  source = c.checkpoint.init_from
+  return source if source and not c.trains.base and hf.is_folder(source) else ""
 
 
 def _export_run(run: workdir.Run, source: pathlib.Path, out: pathlib.Path, dtype: str) -> None:

@@ -7,6 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from hf_families import GOLDEN
 from train_test import data, small_config  # noqa: F401, fixtures.
 
 from experiments import expert as command
@@ -33,6 +34,7 @@ def told(folder, **given):
 def test_out_and_in_again(trained, tmp_path, capsys):
   out, new = tmp_path / "adapter", tmp_path / "new"
   assert told(trained, export="1", out=str(out)) == 0
+  assert f"{out} names no base for peft to load it on; --export=base" in capsys.readouterr().out
   assert told(trained, put="0", adapter=str(out), out=str(new)) == 0
   assert "does not say by hash" not in capsys.readouterr().out
   before, after = (workdir.load_run(folder) for folder in (trained, new))
@@ -51,6 +53,19 @@ def test_out_and_in_again(trained, tmp_path, capsys):
     train.fit(c, tmp_path / "other", "test")
     told(tmp_path / "other", put="0", adapter=str(out), out=str(tmp_path / "none"))
   assert not (tmp_path / "none").exists()
+
+
+def test_an_adapter_names_its_base_where_that_is_still_the_folder_s(trained):
+  c = workdir.config_of(trained)
+  for source, trains, want in (
+    (str(GOLDEN / "llama"), False, str(GOLDEN / "llama")),
+    (str(GOLDEN / "llama"), True, ""),
+    (str(trained), False, ""),
+    ("", False, ""),
+  ):
+    checkpoint = dataclasses.replace(c.checkpoint, init_from=source)
+    moves = dataclasses.replace(c.trains, base=trains)
+    assert command.base_name(dataclasses.replace(c, checkpoint=checkpoint, trains=moves)) == want
 
 
 def test_bases_and_merged_ones_are_folders_of_transformers(trained, tmp_path):

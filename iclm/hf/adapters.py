@@ -124,7 +124,7 @@ def save_adapter(
   Args:
     adapter: see `adapter_of`.
     base_sha256: of the base that it belongs to, see `base_sha256`.
-    base_name: where `peft` is to look for that base.
+    base_name: where `peft` is to look for that base; empty where it is in no folder yet.
 
   Raises:
     InputError: the expert has whole matrices; the folder exists, or cannot be written.
