@@ -12,6 +12,7 @@ bitwise as it was. An exported run is a run's folder with the parameters only: e
 reads a run reads it, none trains in it, and another run may start from it (checkpoint.init_from).
 """
 
+import dataclasses
 import pathlib
 import shutil
 from typing import Literal
@@ -22,6 +23,7 @@ from absl import flags
 from experiments import cli
 from iclm import axes, config, hf, workdir
 from iclm.config import InputError
+from iclm.generate import prompts
 from iclm.hf import whole
 
 MAX_BYTES = 4 * 2**30  # Of a file of an exported base.
@@ -61,9 +63,11 @@ def _export(flag: flags.FlagValues, run: workdir.Run, expert, out: pathlib.Path)
     if not where:
       print(f"{out} names no base for peft to load it on; --export=base makes a folder of it")
     return
+  # Few configs say how long an input may be; then it is as long as the run's own.
+  model = dataclasses.replace(c.model, context=c.model.context or prompts.limit(c))
   hf.save_base(
     base,
-    c.model,
+    model,
     out,
     dtype=flag.dtype,
     max_bytes=MAX_BYTES,

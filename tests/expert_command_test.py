@@ -13,13 +13,13 @@ from train_test import data, small_config  # noqa: F401, fixtures.
 from experiments import expert as command
 from iclm import config, hf, train, workdir
 from iclm.config import InputError
+from iclm.generate import prompts
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, data):  # noqa: F811
   plain = {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0}
-  shape = {"model.context": 64, "steps": 2, "optimizer.warmup": 1}
-  c = config.from_config_dict(small_config(data, **plain | shape))
+  c = config.from_config_dict(small_config(data, **plain, **{"steps": 2, "optimizer.warmup": 1}))
   folder = tmp_path_factory.mktemp("runs") / "run"
   train.fit(c, folder, "test")
   return folder
@@ -73,6 +73,9 @@ def test_bases_and_merged_ones_are_folders_of_transformers(trained, tmp_path):
   for name, given in (("base", {}), ("invariant", {"merged": True})):
     told(trained, export=name, out=str(tmp_path / name), **given)
     assert hf.is_folder(tmp_path / name) and hf.load_tokenizer(tmp_path / name) == run.tokenizer
+    # Its config does not say for how long an input its base is made.
+    assert hf.read_model(tmp_path / name)["context"] == prompts.limit(run.config)
+  assert not run.config.model.context
   model = dataclasses.replace(run.config.model, vocab_size=run.params["base"]["embedding"].shape[0])
   base = hf.load_base(tmp_path / "base", model, run.mesh, fsdp=False)
   jax.tree.map(np.testing.assert_array_equal, base, run.params["base"])
