@@ -9,6 +9,8 @@ Suites, each with the figures that it writes under "figures":
            over_plain_lora (step time over a plain LoRA step on 2B rows plus a frozen forward on B),
            and the same with half of the layers as trunk
   loss     loss_share: bottleneck and dependence, of a whole step
+  block    growth and over_gathered: step time of block adapters, which every expert's input goes
+           through (router.gradient="all"), over the first number of experts, and over gathered ones
   experts  full_over_dense: tokens/s of experts with matrices of their own over those of a dense
            model with all layers trained, on 2B rows, and a frozen forward on B
   memory   peak_bytes: growth from the first to the last number of experts, and adapters' own bytes
@@ -110,6 +112,19 @@ def train(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], d
   figures["over_plain_lora"] = _ratio(routed[last], plain)
   figures["over_plain_lora_half_trunk"] = _ratio(trunk, plain)
   return found, figures
+
+
+def block(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
+  of = lambda n, gradient: _with(c, experts={"count": n}, router={"gradient": gradient})
+  gathered = {n: cases.ours(f"gathered/{n}", of(n, "chosen")) for n in counts}
+  through = {n: cases.ours(f"block/{n}", of(n, "all")) for n in counts}
+  found = [*gathered.values(), *through.values()]
+  cases.time_in_turns(found, WARMUP, repeats)
+  first = counts[0]
+  return found, {
+    "growth": {f"{n}_over_{first}": _ratio(through[n], through[first]) for n in counts[1:]},
+    "over_gathered": {str(n): _ratio(through[n], gathered[n]) for n in counts},
+  }
 
 
 def full_experts(
@@ -214,6 +229,7 @@ def loop(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], di
 SUITES: dict[str, Callable[..., tuple[list[Case], dict[str, Any]]]] = {
   "train": train,
   "loss": loss,
+  "block": block,
   "experts": full_experts,
   "memory": memory,
   "compile": compilation,

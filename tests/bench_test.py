@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import types
 
 import jax
 import pytest
@@ -37,6 +38,22 @@ def test_figures_stand_beside_their_cases(small):
   assert floor["flop_floor"] == 3.0 and floor["of_floor"] == floor["time"] / 3.0
   assert figures.keys() >= {"over_plain_lora", "over_plain_lora_half_trunk"}
   assert json.dumps({case.name: case.told() for case in found})
+
+
+def test_block_adapters_grow_with_their_number_and_gathered_ones_do_not(small, monkeypatch):
+  # Operations are counted before anything is compiled.
+  memory = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(
+    argument_size_in_bytes=1, temp_size_in_bytes=0, output_size_in_bytes=0, alias_size_in_bytes=0
+  ))  # fmt: skip
+  monkeypatch.setattr(cases.Case, "compile_again", lambda case: setattr(case, "run", memory))
+  time = lambda found, *_: [case.step_s.append(1.0) for case in found]
+  monkeypatch.setattr(cases, "time_in_turns", time)
+  found, figures = bench.block(small, [2, 8], 2)
+  assert [case.name for case in found] == ["gathered/2", "gathered/8", "block/2", "block/8"]
+  by_name = {case.name: case.flops for case in found}
+  assert by_name["gathered/8"] / by_name["gathered/2"] <= 1.02
+  assert figures["growth"]["8_over_2"]["flops"] == by_name["block/8"] / by_name["block/2"] > 1.1
+  assert figures["over_gathered"]["8"]["flops"] > figures["over_gathered"]["2"]["flops"]
 
 
 def counted(**parts) -> float:
