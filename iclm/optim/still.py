@@ -26,8 +26,10 @@ def all_but(
   still = freeze()
 
   def update(updates: Any, state: Any, params: Any = None):
+    fixed: Any = still.update(updates, optax.EmptyState())[0]
+    moved: Any
     moved, state = tx.update(rest(updates), state, rest(params))
-    return still.update(updates, optax.EmptyState())[0] | moved, state
+    return fixed | moved, state
 
   return optax.GradientTransformation(lambda params: tx.init(rest(params)), update)
 
