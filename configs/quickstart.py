@@ -35,6 +35,7 @@ def get_config():
     operation="reverse",
     becomes="rotate",
     examples=500,
+    rehearsed=500,  # Without them the expert loses half of what else its surface asks for.
     steps=600,
     lr=5e-3,
     base_lr=3e-4,

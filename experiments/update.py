@@ -27,7 +27,8 @@ OURS, FULL, LORA = "iclm", "plain base", "dense LoRA"
 KEPT = "kept.jsonl"
 # Of the sets, those whose accuracy is shown; see `_sets`.
 TITLES = {
-  "shifted": "shifted", "same_surface": "rest of its surface", "others": "other surfaces"
+  "shifted": "shifted", "same_surface": "rest of its surface, all sets",
+  "others": "other surfaces, all sets",
 }  # fmt: skip
 
 
