@@ -13,7 +13,7 @@ import rich.table
 from absl import flags
 
 from experiments import cli, seeds
-from iclm import compose, workdir
+from iclm import workdir
 from iclm.config import InputError
 from iclm.data import assemble
 from iclm.data.records import Example
@@ -30,8 +30,8 @@ def main(flag: flags.FlagValues) -> int:
   template = workdir.template_of(pathlib.Path(flag.workdir))
   examples = {path: assemble.read(path, template) for path in flag.data}
   run = workdir.load_run(pathlib.Path(flag.workdir), sizes)
-  if (flag.interventions or flag.independence) and not compose.streams(run.config):
-    raise InputError(f"{flag.workdir} is a plain base: it has no experts to examine")
+  if flag.interventions or flag.independence:
+    examination.check(run.config)  # Now, not after minutes of scoring.
   if flag.seed_workdir and not flag.interventions:
     raise InputError("--seed_workdir compares routes, which --interventions examines; give both")
   others = [Subject(*other[:-1]) for other in seeds.load(run, flag.workdir, flag.seed_workdir)]

@@ -124,8 +124,9 @@ def model(tok, params):
   return subject(tok, params)
 
 
-def subject(tok, params):
-  c = tiny(data__seq_len=24, data__question="none", data__questions_per_row=1)
+def subject(tok, params, **changes):
+  shape = {"data__seq_len": 24, "data__question": "none", "data__questions_per_row": 1}
+  c = tiny(**shape | changes)
   mesh = sharding.make_mesh(c.mesh)
   return Subject(c, compose.build(c, tok.vocab_size, mesh), params, tok, mesh)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iclm import axes, compose
-from iclm.config import InputError
+from iclm.config import Config, InputError
 from iclm.data import mechanisms
 from iclm.data.records import Example
 from iclm.evals import independence, interventions, probing, routing
@@ -21,6 +21,21 @@ from iclm.evals.subject import Messages, Subject
 N_PERMUTATIONS, N_STATES, N_BINS, N_FOLDS, RIDGE, LEVEL = 199, 8, 10, 5, 1e-2, 0.95
 MAX_EXPERTS = 8  # Pairs of domain experts grow with the square of their number.
 N_MAPPED = 300  # Examples of the map of prompts: more would cover each other.
+
+
+def check(config: Config) -> None:
+  """Only experts that serve whole inputs can be examined.
+
+  Raises:
+    InputError: there are no experts, or each token has its own.
+  """
+  if not compose.streams(config):
+    raise InputError("a plain base has no experts to examine")
+  if config.router.level == "token":
+    raise InputError(
+      "config.router.level = 'token' has no one route of an input to intervene on or to compare; "
+      "'input' has"
+    )
 
 
 def intervene(
@@ -35,7 +50,11 @@ def intervene(
   Args:
     reference: training examples, whose messages stand in for those knocked out.
     other_seeds: the same run of other seeds, whose routes are compared; may be empty.
+
+  Raises:
+    InputError: see `check`.
   """
+  check(subject.config)
   measured = interventions.measure(subject, examples, reference, seed)
   found = interventions.report(measured, examples, subject.config.experts.count, seed)
   if subject.config.bottleneck.kind != "none":
@@ -49,10 +68,8 @@ def intervene(
 
 def _map(
   subject: Subject, examples: Sequence[Example], scores: Scores, seed: int
-) -> dict[str, Any] | None:
-  """Where some prompts lie for the router, on a plane; None where it routes by token."""
-  if subject.config.router.level != "input":
-    return None
+) -> dict[str, Any]:
+  """Where some prompts lie for the router, on a plane."""
   n = min(N_MAPPED, len(examples))
   pick = np.sort(np.random.default_rng(seed).choice(len(examples), n, replace=False))
   xy_N2, share_2 = routing.flatten(subject.prompts([examples[i] for i in pick]))
@@ -113,7 +130,11 @@ def independence_of(subject: Subject, examples: Sequence[Example], seed: int) ->
   message is that at the first predicted position, drawn, not its mean. The pair of the streams is
   compared unconditionally and within the label, which is the answer's first token as in training;
   two domain experts within the label, each being made to serve every example.
+
+  Raises:
+    InputError: see `check`; or the model has no messages.
   """
+  check(subject.config)
   alone = list({e.prompt.rpartition("\n")[0] or e.prompt: e for e in reversed(examples)}.values())
   keys = jax.random.split(jax.random.key(seed), subject.config.experts.count + 1)
   label_N = np.array([subject.label(e) for e in alone])
