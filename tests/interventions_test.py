@@ -6,12 +6,14 @@ import pytest
 from conftest import tiny
 
 from iclm import compose, sharding
+from iclm.axes import STREAMS
 from iclm.config import InputError
 from iclm.data import tokenizer
 from iclm.data.records import Example
 from iclm.evals import accuracy, interventions, locality
-from iclm.evals.subject import Subject, speaking
+from iclm.evals.subject import Subject, served_by, speaking
 
+SOFT = {"router__kind": "soft", "router__scale": 0.1}  # Every expert has some weight.
 WORDS = "a b c d e f g h : x y z u v"
 
 
@@ -152,6 +154,23 @@ def test_force_serves_every_input_by_one_expert(model):
     np.testing.assert_array_equal(under.nll_N[mine_N], measured.without.nll_N[mine_N])
   assert measured.knocked.keys() == {"mean", "zero", "resampled"}
   assert all((s.index_N == measured.without.index_N).all() for s in measured.knocked.values())
+
+
+def test_force_is_one_expert_alone_where_the_router_mixes_them(tok, params, model):
+  mixing, e = subject(tok, params, **SOFT), 2
+  # Alone, an expert is what it is under a router that never mixes.
+  under, alone = (s.score(EXAMPLES, served_by(e)) for s in (mixing, model))
+  np.testing.assert_allclose(under.nll_N, alone.nll_N, rtol=1e-5)
+  mixed = mixing.score(EXAMPLES)
+  assert (np.abs(under.nll_N - mixed.nll_N) > 1e-4).all()
+  said, heard = (s.messages(EXAMPLES, served_by(e)) for s in (mixing, model))
+  np.testing.assert_allclose(said.z_SNPZ, heard.z_SNPZ, atol=1e-2)
+  # Drawn with no noise to speak of, the mixture is itself, and not its heaviest expert.
+  quiet = lambda x: {**x, "log_sigma_bias": x["log_sigma_bias"] - 50.0}
+  silenced = {s: params[s] | {"message": quiet(params[s]["message"])} for s in STREAMS}
+  mixing = subject(tok, params | silenced, **SOFT)
+  drawn, mean = (mixing.messages(EXAMPLES, key=k).z_SNPZ for k in (jax.random.key(0), None))
+  np.testing.assert_allclose(drawn, mean, atol=1e-2)
 
 
 def test_interchange_tells_domain_from_group(model):

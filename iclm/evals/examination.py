@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from iclm import axes, compose
@@ -15,7 +14,7 @@ from iclm.data import mechanisms
 from iclm.data.records import Example
 from iclm.evals import independence, interventions, probing, routing
 from iclm.evals.accuracy import Scores
-from iclm.evals.subject import Messages, Subject
+from iclm.evals.subject import Messages, Subject, served_by
 
 # Of the independence report and the calibration; each row of the report names its own n.
 N_PERMUTATIONS, N_STATES, N_BINS, N_FOLDS, RIDGE, LEVEL = 199, 8, 10, 5, 1e-2, 0.95
@@ -168,8 +167,9 @@ def _domain_pairs(subject: Subject, alone, label_N, keys) -> list[independence.P
   """Every two domain experts on the same examples, which each of them is made to serve."""
   n = subject.config.experts.count
   first = min(n, MAX_EXPERTS)
-  to = lambda e: compose.Intervention(swap_E=jnp.full(n, e))
-  said_ENZ = [subject.messages(alone, to(e), key=keys[e]).z_SNPZ[-1, :, 0] for e in range(first)]
+  said_ENZ = [
+    subject.messages(alone, served_by(e), key=keys[e]).z_SNPZ[-1, :, 0] for e in range(first)
+  ]
   return [
     independence.Pair(f"{axes.DOMAIN} {e}, {axes.DOMAIN} {f} | label", *both, label_N)
     for (e, f), both in zip(

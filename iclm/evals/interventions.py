@@ -14,7 +14,6 @@ Chan et al., "Causal scrubbing", 2022 (resampling).
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -22,7 +21,7 @@ from iclm import compose
 from iclm.data.records import Example
 from iclm.evals import routing, statistics
 from iclm.evals.accuracy import Scores
-from iclm.evals.subject import Messages, Subject, speaking
+from iclm.evals.subject import Messages, Subject, served_by, speaking
 
 MIN_INPUTS = 20  # Of a domain, below which no interval is given.
 LEVEL, N_BOOT = 0.95, 1000
@@ -53,8 +52,7 @@ def measure(
   """
   n_experts = subject.config.experts.count
   without = subject.score(examples)
-  to = lambda e: compose.Intervention(swap_E=jnp.full(n_experts, e))
-  forced = [subject.score(examples, to(e)) for e in range(n_experts)]
+  forced = [subject.score(examples, served_by(e)) for e in range(n_experts)]
   knocked = {}
   if subject.config.bottleneck.kind != "none":
     pool = subject.messages(reference)

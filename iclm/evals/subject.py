@@ -48,7 +48,7 @@ class Subject:
     self._scorer = accuracy.make_scorer(config, model)
     self._plain_scorer = accuracy.make_scorer(config, model, alone=False)
     self._decoding = generate.make_decoding(model)
-    self._speaker = jax.jit(functools.partial(_speak, model))
+    self._speaker = jax.jit(functools.partial(_speak, model, config.router.kind == "gumbel"))
     self._logits = jax.jit(lambda params, batch: model.apply(params, batch).logits_BTV)
     self._reader = jax.jit(lambda params, batch: model.apply(params, batch).prompt_BP)
 
@@ -104,12 +104,13 @@ class Subject:
   def messages(
     self,
     examples: Sequence[Example],
-    do: compose.Intervention = compose.NOTHING,
+    do: compose.Intervention | accuracy.PerBatch = compose.NOTHING,
     key: Array | None = None,
   ) -> Messages:
     """What the streams say while the right answers are predicted.
 
     Args:
+      do: as of `accuracy.score`.
       key: None takes the means of the messages; else they are drawn. Routes are never drawn.
 
     Raises:
@@ -124,7 +125,8 @@ class Subject:
     batches = accuracy.batches_of(plain, self.tokenizer, self.config)
     for i, (batch, owner_BT, _) in enumerate(batches):
       noise = None if key is None else jax.random.fold_in(key, i)
-      args = sharding.put_whole(batch, self._mesh), noise, do
+      done = do(owner_BT, accuracy.places(owner_BT)) if callable(do) else do
+      args = sharding.put_whole(batch, self._mesh), noise, done
       z_SBTZ, index_B = processes.fetch(self._speaker(self._params, *args))
       mask_BT = owner_BT >= 0
       owners.append(owner_BT[mask_BT])
@@ -161,10 +163,22 @@ def speaking(z_SNPZ: Float[np.ndarray, "S N P Z"], streams: Sequence[bool]) -> a
   return do
 
 
-def _speak(model: compose.Model, params: Any, batch: Batch, key, do: compose.Intervention):
+def served_by(expert: int) -> accuracy.PerBatch:
+  """The intervention under which one expert serves every input, alone.
+
+  By route and not by swap, which is a permutation: a router that mixes experts would mix on.
+  """
+  return lambda example_BT, _: compose.Intervention(route_B=jnp.full(len(example_BT), expert))
+
+
+def _speak(
+  model: compose.Model, draws_routes: bool, params: Any, batch: Batch, key, do: compose.Intervention
+):
   output = model.apply(params, batch, None, do)
   assert output.routing is not None
   index_B = output.routing.index_B
   if key is not None:
-    output = model.apply(params, batch, key, do._replace(route_B=index_B, swap_E=None))
+    # Where no route is drawn there is none to hold, and one expert is not what a mixture says.
+    held = do._replace(route_B=index_B, swap_E=None) if draws_routes else do
+    output = model.apply(params, batch, key, held)
   return output.messages_SBTZ, index_B
