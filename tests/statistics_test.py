@@ -17,6 +17,28 @@ def test_bootstrap_of_two_values():
   assert statistics.bootstrap_ci(values_N, level=0.4, **BOOT) == (0.5, 0.5, 0.5, 2, None)
 
 
+def test_bootstrap_of_clusters_draws_them_whole():
+  # 40 questions on each of 10 contexts, all right or all wrong: 10 draws of a coin, not 400. The
+  # standard error is 1/2 / sqrt(10) = 0.158, of 400 it would be 0.025.
+  values_N, cluster_N = np.repeat([0.0, 1.0] * 5, 40), np.repeat(np.arange(10), 40)
+  estimate = statistics.bootstrap_ci(values_N, level=0.95, cluster_N=cluster_N, **BOOT)
+  assert estimate[:3] == pytest.approx((0.5, 0.2, 0.8)) and estimate.n == 400
+  # Every value a cluster of its own is no cluster at all.
+  own_N, some_N = np.arange(50), np.random.default_rng(0).normal(size=50)
+  apart = statistics.bootstrap_ci(some_N, level=0.95, cluster_N=own_N, **BOOT)
+  assert apart[:3] == pytest.approx(statistics.bootstrap_ci(some_N, level=0.95, **BOOT)[:3])
+  # One context, and contexts that do not differ, tell no spread.
+  for cluster_N, n in ((np.zeros(400, int), 1), (np.arange(400) // 80, 5)):
+    found = statistics.bootstrap_ci(values_N, level=0.95, cluster_N=cluster_N, **BOOT)
+    assert found == (
+      0.5,
+      None,
+      None,
+      400,
+      f"{n} clusters of values with equal means tell no spread",
+    )
+
+
 def test_bootstrap_is_a_function_of_its_seed_and_has_the_standard_error():
   # The mean of 400 fair coins has the standard error 1/2 / sqrt(400) = 0.025: +- 0.049.
   values_N = np.tile([0.0, 1.0], 200)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.special
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from iclm.config import InputError
 
@@ -21,17 +21,24 @@ class Estimate(NamedTuple):
 
 
 def bootstrap_ci(
-  values_N: Float[np.ndarray, "N"], *, seed: int, n_draws: int, level: float
+  values_N: Float[np.ndarray, "N"],
+  *,
+  seed: int,
+  n_draws: int,
+  level: float,
+  cluster_N: Int[np.ndarray, "N"] | None = None,
 ) -> Estimate:
   """The mean and its percentile bootstrap interval: for examples, of which there are many.
 
   Args:
-    values_N: independent draws, such as one number per prompt.
+    values_N: one number per example; independent draws, unless there are clusters.
     seed: the same seed gives the same interval.
     n_draws: resamples, at least 1; some 2,000 for a level of 0.95.
     level: coverage in (0, 1).
+    cluster_N: values of one cluster are drawn together, and only clusters are independent.
 
-  Source: Efron and Tibshirani, "An introduction to the bootstrap", 1993, section 13.3.
+  Source: Efron and Tibshirani, "An introduction to the bootstrap", 1993, section 13.3; clusters
+  after Davison and Hinkley, "Bootstrap methods and their application", 1997, section 3.8.
   """
   _check_level(level)
   if n_draws < 1:
@@ -39,11 +46,19 @@ def bootstrap_ci(
   flat = _undefined(values_N)
   if flat is not None:
     return flat
-  rng, n = np.random.default_rng(seed), len(values_N)
+  sum_C, n_C = values_N, np.ones(len(values_N))
+  if cluster_N is not None:
+    _, cluster_N = np.unique(cluster_N, return_inverse=True)
+    sum_C, n_C = np.bincount(cluster_N, weights=values_N), np.bincount(cluster_N)
+  rng, n, mean = np.random.default_rng(seed), len(n_C), float(values_N.mean())
+  if n < 2 or np.ptp(sum_C / n_C) == 0:
+    note = f"{n} clusters of values with equal means tell no spread"
+    return Estimate(mean, None, None, len(values_N), note)
   # One resample at a time: all at once would hold n_draws * N numbers.
-  means = [values_N[rng.integers(0, n, n)].mean() for _ in range(n_draws)]
+  picks = (rng.integers(0, n, n) for _ in range(n_draws))
+  means = [sum_C[pick].sum() / n_C[pick].sum() for pick in picks]
   low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-  return Estimate(float(values_N.mean()), float(low), float(high), n, None)
+  return Estimate(mean, float(low), float(high), len(values_N), None)
 
 
 def t_interval(values_S: Float[np.ndarray, "S"], *, level: float) -> Estimate:
