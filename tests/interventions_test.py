@@ -1,5 +1,8 @@
 """Planted truth: what is known to be in a model is what the interventions report."""
 
+import dataclasses
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from iclm.axes import STREAMS
 from iclm.config import InputError
 from iclm.data import tokenizer
 from iclm.data.records import Example
-from iclm.evals import accuracy, interventions, locality
+from iclm.evals import accuracy, interchange, interventions, locality
 from iclm.evals.subject import Subject, served_by, speaking
 
 SOFT = {"router__kind": "soft", "router__scale": 0.1}  # Every expert has some weight.
@@ -66,7 +69,66 @@ def test_a_router_wrong_in_a_known_share_and_experts_that_own_a_domain():
   # The inputs of 0: 18 of a, 2 of b. Expert 1 costs the former 2 nats and saves the latter 2.
   np.testing.assert_allclose(found["swap_nats"][0], [0, 1.6, 0], atol=1e-12)
   assert found["swap_nats"][2] == [None] * 3
-  assert found["notes"] == ["no input reaches expert 2"]
+  # What it costs when another expert serves is 0.9 of all or nothing, so that it has an interval.
+  np.testing.assert_allclose(found["swap"][0], [0, -0.8, 0], atol=1e-12)
+  low, high = found["ci95"]["swap"][0][1]
+  assert -1 <= low < -0.8 < high < -0.4 and found["ci95"]["swap"][0][0] is None
+  low, high = found["importance"][1]["ci95"]
+  assert 1 < low < 1.5 < high < 2 and found["importance"][1]["accuracy"] == pytest.approx(-0.45)
+  assert found["notes"][0] == "no input reaches expert 2"
+  [alike] = found["notes"][1:]
+  assert "all inputs change alike" in alike and "knockout of expert 0 in 'a'" in alike
+
+
+def strict(found):
+  json.dumps(found, allow_nan=False)
+  return found
+
+
+def test_what_is_not_finite_is_none_and_named():
+  broken = planted()
+  broken.forced[2].nll_N[3] = np.nan
+  found = strict(interventions.report(broken, EXAMPLES, 3, seed=0))
+  assert found["force_nats"][2] == [None, pytest.approx(1.8)]
+  assert found["ci95"]["force_nats"][2][0] is None and found["regret_nats"] is None
+  [note] = [n for n in found["notes"] if n.startswith("1 of 20 values are not finite")]
+  assert "force_nats of expert 2 in 'a'" in note
+  [note] = [n for n in found["notes"] if n.startswith("1 of 40 values are not finite")]
+  assert note.endswith("regret_nats")
+
+
+def test_a_knock_out_without_reference_examples_is_unknown_and_not_zero():
+  whole = planted()
+  measured = whole._replace(
+    knocked=dict.fromkeys(("mean", "zero", "resampled"), whole.knocked["mean"])
+  )
+  found = strict(
+    interventions.report(measured._replace(unheard=frozenset({1})), EXAMPLES, 3, seed=0)
+  )
+  for kind in ("knockout", "knockout_nats", "knockout_resampled"):
+    assert found[kind][1] == found["ci95"][kind][1] == [None, None] and found[kind][0] == [0, 0]
+  np.testing.assert_allclose(found["knockout_zero_nats"][1], [0.3, 2.7])
+  assert found["importance"][1]["nats"] is None and found["importance"][0]["nats"] == 0
+  [note] = [n for n in found["notes"] if "reference" in n]
+  assert note.startswith("no reference example reaches expert 1")
+  # Expert 0 is still a's, and costs nobody anything.
+  assert found["dominance"]["own_nats"] == found["dominance"]["other_nats"] == 0
+  assert "knock-out of expert 1, of 'b', is unknown" in found["dominance"]["note"]
+
+
+def test_questions_on_one_context_are_one_draw():
+  # The 20 questions of a domain are on 4 contexts, which are too few for an interval.
+  shared = [
+    dataclasses.replace(e, prompt=f"{e.domain}{i // 5}\n{i}") for i, e in enumerate(EXAMPLES)
+  ]
+  found = interventions.report(planted(), shared, 3, seed=0, question="last_line")
+  assert "domain 'a' has 20 examples on 4 contexts; intervals need 20" in found["notes"]
+  assert found["ci95"]["force"] == [[None, None]] * 3 and found["force"][0][0] == 0.1
+  assert found["ci95"]["regret_nats"] is None
+  assert "8 contexts, and intervals need 20: " in " / ".join(found["notes"])
+  # Where the whole prompt is context, a common first line is none.
+  alone = interventions.report(planted(), shared, 3, seed=0)
+  assert alone["ci95"]["force"][0][0] is not None
 
 
 def test_dominance_is_of_the_matched_expert_over_the_others():
@@ -102,7 +164,7 @@ def test_too_few_examples_are_told_and_get_no_interval():
   measured = planted()
   measured = interventions.Measured(cut(measured.without), [cut(s) for s in measured.forced], {})
   found = interventions.report(measured, few, 3, seed=0)
-  assert "domain 'a' has 1 examples; intervals need 20" in found["notes"]
+  assert "domain 'a' has 1 examples on 1 contexts; intervals need 20" in found["notes"]
   assert "a model without a bottleneck has no message to knock out" in found["notes"]
   assert found["ci95"]["force"][0][0] is None and found["ci95"]["force"][0][1] is not None
 
@@ -175,12 +237,15 @@ def test_force_is_one_expert_alone_where_the_router_mixes_them(tok, params, mode
 
 def test_interchange_tells_domain_from_group(model):
   examples = [example(i, "ab"[i % 2], "gh"[i // 2 % 2]) for i in range(48)]
-  found = interventions.interchange(model, examples, model.score(examples), seed=0)
+  found, _ = interchange.interchange(model, examples, model.score(examples), seed=0)
   for stream in compose.streams(model.config):
     assert [found[stream][k]["n"] for k in ("same_domain", "same_group", "any")] == [48] * 3
   twice = examples[:1] * 2
-  alone = interventions.interchange(model, twice, model.score(twice), seed=0)
-  assert alone["domain"]["same_domain"] == {"n": 0, "nats": None, "ci95": None}
+  alone, notes = interchange.interchange(model, twice, model.score(twice), seed=0)
+  row = alone["domain"]["same_domain"]
+  assert row["n"] == 0 and row["nats"] is row["ci95"] is row["accuracy"] is None
+  assert row["same_route"]["n"] == 0 and row["other_route"]["nats"] is None
+  assert any("nats of interchange of domain from same_domain" in note for note in notes)
 
 
 def test_locality_names_what_moved(model, tok, params):

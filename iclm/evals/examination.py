@@ -12,7 +12,7 @@ from iclm import axes, compose
 from iclm.config import Config, InputError
 from iclm.data import mechanisms
 from iclm.data.records import Example
-from iclm.evals import independence, interventions, probing, routing
+from iclm.evals import independence, interchange, interventions, probing, routing
 from iclm.evals.accuracy import Scores
 from iclm.evals.subject import Messages, Subject, served_by
 
@@ -55,9 +55,12 @@ def intervene(
   """
   check(subject.config)
   measured = interventions.measure(subject, examples, reference, seed)
-  found = interventions.report(measured, examples, subject.config.experts.count, seed)
-  if subject.config.bottleneck.kind != "none":
-    found["interchange"] = interventions.interchange(subject, examples, measured.without, seed)
+  c = subject.config
+  found = interventions.report(measured, examples, c.experts.count, seed, c.data.question)
+  if c.bottleneck.kind != "none":
+    told = interchange.interchange(subject, examples, measured.without, seed)
+    found["interchange"] = told[0]
+    found["notes"] += told[1]
   routed = _routes(subject, examples, measured.without, other_seeds) | {
     "regret_nats": found["regret_nats"],
     "map": _map(subject, examples, measured.without, seed),
@@ -100,6 +103,8 @@ def _routes(
   seeds = [s.config.seed for s in (subject, *other_seeds)]
   group_N = np.unique([e.group for e in examples], return_inverse=True)[1]
   nmi_group = routing.nmi(group_N, scores.index_N)
+  if nmi_group is None:
+    found["notes"].append("nmi_group is undefined: all inputs are of one group")
   return found | {"nmi_group": nmi_group, "seeds": seeds, "paraphrase": paraphrased}
 
 
