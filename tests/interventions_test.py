@@ -140,6 +140,21 @@ def test_dominance_is_of_the_matched_expert_over_the_others():
   assert found["ratio"] == pytest.approx(9)
 
 
+def test_dominance_does_not_let_a_gain_and_a_loss_cancel():
+  # Without expert 0 its 2 of 20 inputs in b gain 7.5 nats; without 1 its 2 in a lose as much.
+  measured = planted()
+  effect = np.where(ROUTE_N == DOMAIN_N, 1.0, np.where(ROUTE_N == 0, -7.5, 7.5))
+  knocked = {"mean": scores(cost(ROUTE_N) + effect, ROUTE_N)}
+  found = interventions.report(measured._replace(knocked=knocked), EXAMPLES, 3, seed=0)
+  np.testing.assert_allclose(found["knockout_nats"][:2], [[0.9, -0.75], [0.75, 0.9]])
+  assert found["dominance"]["other_nats"] == pytest.approx(0.75)
+  assert found["dominance"]["ratio"] == pytest.approx(0.9 / 0.75)
+  knocked = {"mean": scores(cost(ROUTE_N) - effect, ROUTE_N)}
+  found = interventions.report(measured._replace(knocked=knocked), EXAMPLES, 3, seed=0)
+  assert found["dominance"]["own_nats"] == pytest.approx(0.9)
+  assert found["dominance"]["note"] == "without its own expert 'a', 'b' is better off"
+
+
 def test_dominance_that_is_undefined_is_none_and_says_why():
   of = lambda measured, examples: interventions.report(measured, examples, 3, seed=0)["dominance"]
   silent = of(planted()._replace(knocked={}), EXAMPLES)

@@ -207,7 +207,7 @@ def _dominance(
   served_EN: Bool[np.ndarray, "E N"],
   domains: Sequence[str],
 ) -> dict[str, Any]:
-  """How much more an expert's knock-out costs its own domain than it costs the others.
+  """How much more an expert's knock-out changes its own domain than it changes the others.
 
   Experts and domains are matched one to one by the inputs served, not by the effects, of which the
   largest would then be taken for their own. Routes are hard, so that an expert costs nothing where
@@ -215,7 +215,8 @@ def _dominance(
 
   Returns:
     "matching" (domain -> expert or None), "own_nats" and "other_nats" (means over the cells of
-    matched experts), "ratio" of the two; what is undefined is None, and "note" says why.
+    matched experts of the size of the effect, so that a gain and a loss do not cancel), "ratio" of
+    the two; what is undefined is None, and "note" says why, and of whom losing an expert is a gain.
   """
   expert_D = routing.match(
     member_DN.argmax(0), served_EN.argmax(0), n_domains=len(domains), n_experts=len(served_EN)
@@ -236,8 +237,11 @@ def _dominance(
     return found | {"note": "; ".join(notes) or "no domain has an expert"}
   effect_MD = effect_ED[expert_D[matched]]
   is_own_MD = np.arange(len(domains)) == matched[:, None]
-  own, other = float(effect_MD[is_own_MD].mean()), effect_MD[~is_own_MD]
+  own, other = float(np.abs(effect_MD[is_own_MD]).mean()), np.abs(effect_MD[~is_own_MD])
   found["own_nats"] = own
+  gains = [domains[d] for d, x in zip(matched, effect_MD[is_own_MD], strict=True) if x < 0]
+  if gains:
+    notes.append(f"without its own expert {', '.join(map(repr, gains))} is better off")
   if not len(other):
     notes.append("there is one domain, and so no other one")
     return found | {"note": "; ".join(notes)}
