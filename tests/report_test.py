@@ -40,6 +40,7 @@ EXAMINED = {
     {"pair": "a, b", "estimator": "nhsic", "value": None, "null_p95": None, "p": None, "n": 4,
      "note": "too few"}
   ],
+  "independence_notes": ["3 of 7 examples share a context"],
   "probes": {"domain": {"group": {"accuracy": None, "majority": 0.5, "note": "constant"}}},
   "routing": {"nmi": None, "nmi_group": 0.5, "purity": 1.0, "purity_of_one_expert": 0.5, "ece": 0.1,
               "regret_nats": 0.2, "notes": ["one domain"],

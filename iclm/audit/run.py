@@ -77,6 +77,7 @@ def content(folder: pathlib.Path, examined: pathlib.Path | None) -> dict[str, An
     "effects": _effects(more.get("interventions")),
     "interventions": more.get("interventions"),
     "independence": _pairs(more.get("independence", [])),
+    "independence_notes": more.get("independence_notes", []),
     "probes": more.get("probes", {}),
     "routing": routing,
     "map": drawing.prompt_map(routing["map"]) if routing and routing.get("map") else None,

@@ -12,7 +12,7 @@ from iclm import axes, compose
 from iclm.config import Config, InputError
 from iclm.data import mechanisms
 from iclm.data.records import Example
-from iclm.evals import independence, interchange, interventions, probing, routing
+from iclm.evals import effects, independence, interchange, interventions, probing, routing
 from iclm.evals.accuracy import Scores
 from iclm.evals.subject import Messages, Subject, served_by
 
@@ -139,7 +139,8 @@ def independence_of(subject: Subject, examples: Sequence[Example], seed: int) ->
     InputError: see `check`; or the model has no messages.
   """
   check(subject.config)
-  alone = list({e.prompt.rpartition("\n")[0] or e.prompt: e for e in reversed(examples)}.values())
+  context_N = effects.contexts(examples, subject.config.data.question)
+  alone = [examples[i] for i in np.sort(np.unique(context_N, return_index=True)[1])]
   keys = jax.random.split(jax.random.key(seed), subject.config.experts.count + 1)
   label_N = np.array([subject.label(e) for e in alone])
   said = subject.messages(alone, key=keys[-1])
@@ -163,9 +164,21 @@ def independence_of(subject: Subject, examples: Sequence[Example], seed: int) ->
   by_domain = {str(d): right[domain_N == d] for d in np.unique(domain_N)}
   return {
     "independence": rows,
+    "independence_notes": _left_out(len(examples), len(alone), subject.config.experts.count),
     "probes": _probes(subject, alone, said, seed),
     "worst_domain": independence.worst_domain(by_domain, level=LEVEL),
   }
+
+
+def _left_out(n: int, n_alone: int, n_experts: int) -> list[str]:
+  """One sentence for each thing that the report of independence does not look at."""
+  found = {
+    f"{n - n_alone} of {n} examples share a context with an earlier one, and are left out":
+      n_alone < n,
+    f"of {n_experts} domain experts only the first {MAX_EXPERTS} are compared with each other":
+      n_experts > MAX_EXPERTS,
+  }  # fmt: skip
+  return [sentence for sentence, holds in found.items() if holds]
 
 
 def _domain_pairs(subject: Subject, alone, label_N, keys) -> list[independence.Pair]:
