@@ -5,6 +5,7 @@ python -m experiments.evaluate --workdir=runs/quickstart --data=FILE [--data=...
 """
 
 import pathlib
+import random
 from typing import Any
 
 import jax
@@ -48,9 +49,7 @@ def main(flag: flags.FlagValues) -> int:
     sets.append({"path": path, **summary, **determined.report(subject, found)})
     if summary["n_truncated"]:
       print(f"{path}: {summary['n_truncated']} rows lost tokens from the left of their context")
-  examined = _examine(
-    flag, subject, others, [e for f in examples.values() for e in f[: flag.examine]]
-  )
+  examined = _examine(flag, subject, others, examples)
   provenance = workdir.provenance(run.config)
   workdir.write_json(out, {"step": run.step, "sets": sets, "provenance": provenance} | examined)
   _show(sets)
@@ -58,16 +57,35 @@ def main(flag: flags.FlagValues) -> int:
 
 
 def _examine(
-  flag: flags.FlagValues, subject: Subject, others: list[Subject], examples: list[Example]
+  flag: flags.FlagValues, subject: Subject, others: list[Subject], sets: dict[str, list[Example]]
 ) -> dict[str, Any]:
-  """What the asked-for examinations say of the examples of all sets together."""
+  """What the asked-for examinations say of a sample of all sets together, and its parts."""
   c, found = subject.config, {}
+  if not (flag.interventions or flag.independence):
+    return found
+  picked = {path: _sample(of, flag.examine, c.seed) for path, of in sets.items()}
+  examples = [e for of in picked.values() for e in of]
+  found["examined"] = [
+    {"path": path, "n": len(of), "of": len(sets[path]), "share": len(of) / len(examples)}
+    for path, of in picked.items()
+  ]
+  if len(sets) > 1:
+    shares = ", ".join(f"{s['share']:.0%} {s['path']}" for s in found["examined"])
+    print(f"examined together, as one population: {shares}")
   if flag.interventions:
     reference = assemble.sample(c, assemble.training_rows(c), N_REFERENCE)
     found |= examination.intervene(subject, examples, reference, c.seed, others)
   if flag.independence:
     found |= examination.independence_of(subject, examples, c.seed)
   return found
+
+
+def _sample(examples: list[Example], n: int, seed: int) -> list[Example]:
+  """At most n of them at random, in their order: a file may be sorted."""
+  return [
+    examples[i]
+    for i in sorted(random.Random(seed).sample(range(len(examples)), min(n, len(examples))))
+  ]
 
 
 def _show(sets: list[dict]) -> None:
@@ -91,6 +109,11 @@ if __name__ == "__main__":
   flags.DEFINE_integer("draws", 0, "Draws of the messages for the sampled accuracy.", lower_bound=0)
   flags.DEFINE_bool("interventions", False, "Force, knock out, swap, interchange; and the routes.")
   flags.DEFINE_bool("independence", False, "How dependent the streams are, beside chance.")
-  flags.DEFINE_integer("examine", 2_000, "Examples of each set to examine so.", lower_bound=1)
+  flags.DEFINE_integer(
+    "examine",
+    2_000,
+    "At most so many examples of each set, at random, to examine so.",
+    lower_bound=1,
+  )
   flags.mark_flags_as_required(["workdir", "data", "out"])
   cli.run(main)

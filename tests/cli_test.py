@@ -59,6 +59,7 @@ def test_evaluate_examines_what_it_is_asked_to(whole, data, tmp_path):  # noqa: 
   found = json.loads(out.read_text())
   domains = ["digits", "lower", "signs", "upper", "words"]
   assert found["interventions"]["domains"] == domains
+  assert found["examined"] == [{"path": str(data), "n": 50, "of": 60, "share": 1.0}]
   for name in ("force", "knockout"):
     matrix, ci95 = (f[name] for f in (found["interventions"], found["interventions"]["ci95"]))
     assert len(matrix) == len(ci95) == 2 and {len(row) for row in matrix} == {5}
@@ -72,6 +73,16 @@ def test_evaluate_examines_what_it_is_asked_to(whole, data, tmp_path):  # noqa: 
   assert pairs == {"invariant, domain", "invariant, domain | label", "domain 0, domain 1 | label"}
   assert all({"estimator", "value", "null_p95", "p"} <= set(r) for r in found["independence"])
   assert set(found["probes"]) == {"invariant", "domain"} and "risk" in found["worst_domain"]
+
+
+def test_what_is_examined_of_a_file_is_drawn_and_not_its_head():
+  records = list(range(1000))
+  drawn = evaluate._sample(records, 100, seed=0)
+  assert drawn == sorted(drawn) == evaluate._sample(records, 100, seed=0)
+  assert drawn != evaluate._sample(records, 100, seed=1)
+  # The mean place of 100 of 1000 is 499.5 with a standard error of about 27.
+  assert abs(sum(drawn) / 100 - 499.5) < 90
+  assert evaluate._sample(records, 2000, seed=0) == records
 
 
 def test_routes_are_compared_with_those_of_another_seed_and_of_a_paraphrase(
@@ -91,7 +102,10 @@ def test_routes_are_compared_with_those_of_another_seed_and_of_a_paraphrase(
 
   foreign = write(tmp_path / "b.jsonl", {"prompt": "Which of 1,2?", "answer": "1", "domain": "d"})
   assert asked(whole[0], out, data, foreign, examined=True) == 0
-  found = json.loads(out.read_text())["routing"]
+  found = json.loads(out.read_text())
+  assert [(s["n"], s["of"]) for s in found["examined"]] == [(50, 60), (1, 1)]
+  assert found["examined"][1]["share"] == 1 / 51
+  found = found["routing"]
   assert found["n_paraphrased"] == 50 and "50 of 51 inputs" in " / ".join(found["notes"])
   assert asked(whole[0], out, foreign, examined=True) == 0
   found = json.loads(out.read_text())["routing"]

@@ -231,7 +231,7 @@ def _dominance(
   (matched,) = np.nonzero((expert_D >= 0) & ~np.isnan(effect_ED[expert_D]).any(axis=1))
   notes = [
     f"the knock-out of expert {expert_D[d]}, of {domains[d]!r}, is unknown"
-    for d in np.setdiff1d(np.nonzero(expert_D >= 0), matched)
+    for d in map(int, np.setdiff1d(np.nonzero(expert_D >= 0), matched))
   ]
   if not len(matched):
     return found | {"note": "; ".join(notes) or "no domain has an expert"}
@@ -239,7 +239,7 @@ def _dominance(
   is_own_MD = np.arange(len(domains)) == matched[:, None]
   own, other = float(np.abs(effect_MD[is_own_MD]).mean()), np.abs(effect_MD[~is_own_MD])
   found["own_nats"] = own
-  gains = [domains[d] for d, x in zip(matched, effect_MD[is_own_MD], strict=True) if x < 0]
+  gains = [domains[int(d)] for d in matched[effect_MD[is_own_MD] < 0]]
   if gains:
     notes.append(f"without its own expert {', '.join(map(repr, gains))} is better off")
   if not len(other):
