@@ -52,7 +52,7 @@ def planted():
 
 
 def test_a_router_wrong_in_a_known_share_and_experts_that_own_a_domain():
-  found = interventions.report(planted(), EXAMPLES, 3, seed=0)
+  found = interventions.report(planted(), EXAMPLES, 3, seed=0, question="none")
   assert found["domains"] == ["a", "b"]
   # Forced to its owner, a domain gains on the 2 of 20 that were misrouted: -2 * 0.1 nats, +0.1 of
   # accuracy; forced to the other, the 18 others lose: 2 * 0.9 nats, -0.9. Expert 2 is expert 0.
@@ -88,7 +88,7 @@ def strict(found):
 def test_what_is_not_finite_is_none_and_named():
   broken = planted()
   broken.forced[2].nll_N[3] = np.nan
-  found = strict(interventions.report(broken, EXAMPLES, 3, seed=0))
+  found = strict(interventions.report(broken, EXAMPLES, 3, seed=0, question="none"))
   assert found["force_nats"][2] == [None, pytest.approx(1.8)]
   assert found["ci95"]["force_nats"][2][0] is None and found["regret_nats"] is None
   [note] = [n for n in found["notes"] if n.startswith("1 of 20 values are not finite")]
@@ -103,7 +103,9 @@ def test_a_knock_out_without_reference_examples_is_unknown_and_not_zero():
     knocked=dict.fromkeys(("mean", "zero", "resampled"), whole.knocked["mean"])
   )
   found = strict(
-    interventions.report(measured._replace(unheard=frozenset({1})), EXAMPLES, 3, seed=0)
+    interventions.report(
+      measured._replace(unheard=frozenset({1})), EXAMPLES, 3, seed=0, question="none"
+    )
   )
   for kind in ("knockout", "knockout_nats", "knockout_resampled"):
     assert found[kind][1] == found["ci95"][kind][1] == [None, None] and found[kind][0] == [0, 0]
@@ -127,12 +129,12 @@ def test_questions_on_one_context_are_one_draw():
   assert found["ci95"]["regret_nats"] is None
   assert "8 contexts, and intervals need 20: " in " / ".join(found["notes"])
   # Where the whole prompt is context, a common first line is none.
-  alone = interventions.report(planted(), shared, 3, seed=0)
+  alone = interventions.report(planted(), shared, 3, seed=0, question="none")
   assert alone["ci95"]["force"][0][0] is not None
 
 
 def test_dominance_is_of_the_matched_expert_over_the_others():
-  found = interventions.report(planted(), EXAMPLES, 3, seed=0)["dominance"]
+  found = interventions.report(planted(), EXAMPLES, 3, seed=0, question="none")["dominance"]
   # Expert 0 is a's and costs nothing anywhere; expert 1 is b's, costs it 2.7 nats and a 0.3.
   assert found["matching"] == {"a": 0, "b": 1} and found["note"] is None
   assert found["own_nats"] == pytest.approx(2.7 / 2)
@@ -145,18 +147,24 @@ def test_dominance_does_not_let_a_gain_and_a_loss_cancel():
   measured = planted()
   effect = np.where(ROUTE_N == DOMAIN_N, 1.0, np.where(ROUTE_N == 0, -7.5, 7.5))
   knocked = {"mean": scores(cost(ROUTE_N) + effect, ROUTE_N)}
-  found = interventions.report(measured._replace(knocked=knocked), EXAMPLES, 3, seed=0)
+  found = interventions.report(
+    measured._replace(knocked=knocked), EXAMPLES, 3, seed=0, question="none"
+  )
   np.testing.assert_allclose(found["knockout_nats"][:2], [[0.9, -0.75], [0.75, 0.9]])
   assert found["dominance"]["other_nats"] == pytest.approx(0.75)
   assert found["dominance"]["ratio"] == pytest.approx(0.9 / 0.75)
   knocked = {"mean": scores(cost(ROUTE_N) - effect, ROUTE_N)}
-  found = interventions.report(measured._replace(knocked=knocked), EXAMPLES, 3, seed=0)
+  found = interventions.report(
+    measured._replace(knocked=knocked), EXAMPLES, 3, seed=0, question="none"
+  )
   assert found["dominance"]["own_nats"] == pytest.approx(0.9)
   assert found["dominance"]["note"] == "without its own expert 'a', 'b' is better off"
 
 
 def test_dominance_that_is_undefined_is_none_and_says_why():
-  of = lambda measured, examples: interventions.report(measured, examples, 3, seed=0)["dominance"]
+  of = lambda measured, examples: interventions.report(
+    measured, examples, 3, seed=0, question="none"
+  )["dominance"]
   silent = of(planted()._replace(knocked={}), EXAMPLES)
   assert silent["own_nats"] is silent["other_nats"] is silent["ratio"] is None
   assert "no message" in silent["note"] and silent["matching"] == {"a": 0, "b": 1}
@@ -178,7 +186,7 @@ def test_too_few_examples_are_told_and_get_no_interval():
   )
   measured = planted()
   measured = interventions.Measured(cut(measured.without), [cut(s) for s in measured.forced], {})
-  found = interventions.report(measured, few, 3, seed=0)
+  found = interventions.report(measured, few, 3, seed=0, question="none")
   assert "domain 'a' has 1 examples on 1 contexts; intervals need 20" in found["notes"]
   assert "a model without a bottleneck has no message to knock out" in found["notes"]
   assert found["ci95"]["force"][0][0] is None and found["ci95"]["force"][0][1] is not None

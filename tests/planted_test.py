@@ -86,7 +86,7 @@ def measured(model):
 
 @pytest.fixture(scope="module")
 def found(measured):
-  return interventions.report(measured, EXAMPLES, 4, seed=0)
+  return interventions.report(measured, EXAMPLES, 4, seed=0, question="none")
 
 
 def close(found, expected):
@@ -142,7 +142,7 @@ def test_a_knock_out_costs_what_the_expert_said(found):
 def test_an_expert_without_reference_examples_is_named(model):
   measured = interventions.measure(model, EXAMPLES, EXAMPLES[:20], seed=0)
   assert measured.unheard == {1, 2}
-  found = interventions.report(measured, EXAMPLES, 4, seed=0)
+  found = interventions.report(measured, EXAMPLES, 4, seed=0, question="none")
   json.dumps(found, allow_nan=False)
   assert found["knockout"][1] == found["knockout"][2] == [None, None]
   close(found["knockout_zero_nats"][1], [(SILENT - RIGHT) / 2, 0])

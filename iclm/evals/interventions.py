@@ -4,11 +4,10 @@
   knock-out   the message of the serving expert is replaced: by its mean, by zero, or by that of
               another input of the same expert (resampled); routes stay
   swap        the inputs of expert e are served by expert f
-  interchange a stream speaks with the message of another input
 
-An expert's knock-out changes only the inputs that it serves, since routes are hard.
-Source: Geiger et al., "Causal abstractions of neural networks", arXiv 2106.02997 (interchange);
-Chan et al., "Causal scrubbing", 2022 (resampling).
+An expert's knock-out changes only the inputs that it serves. Under a router that mixes experts, the
+one of the largest weight counts as serving, and what is replaced is the message of the mixture.
+Source: Chan et al., "Causal scrubbing", 2022 (resampling). See `iclm.evals.interchange` too.
 """
 
 from collections.abc import Sequence
@@ -94,7 +93,7 @@ def report(
   examples: Sequence[Example],
   n_experts: int,
   seed: int,
-  question: rows.Question = "none",
+  question: rows.Question,
 ) -> dict[str, Any]:
   """Effect matrices expert x domain with bootstrap intervals, importance, swaps and regret.
 
