@@ -59,6 +59,7 @@ def check(c: Config) -> None:
     raise config.InputError(f"config.study.shift.curve = {s.curve} must hold positive numbers")
   if c.study.plain_base and s.lora_lr:
     baselines.dense_lora(c)
+  _kept(c)
 
 
 def run(

@@ -188,6 +188,7 @@ def test_a_bound_on_what_is_recovered():
   ("key", "value", "told"),
   [
     ("study.shift.rehearsed", -1, "rehearsed = -1"),
+    ("study.shift.rehearsed", 999, r"999: the training data holds \d+ examples of digits that are"),
     ("study.shift.lora_lr", -1.0, "lora_lr = -1.0"),
     ("study.shift.lr", 0.0, r"shift\.lr = 0.0"),
     ("study.shift.becomes", "reverse", "shifts nothing"),
