@@ -55,6 +55,7 @@ def get_config() -> config_dict.ConfigDict:
       "kind": "gumbel",
       "level": "input",
       "reads": "trunk",
+      "cached": False,
       "detach": False,
       "width": 16,
       "scale": 4.0,

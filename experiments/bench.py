@@ -98,7 +98,11 @@ def train(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], d
   every = {n: cases.ours(f"all/{n}", of(n, compute="all")) for n in counts}
   trunk = cases.ours(f"routed/{first}/half_trunk", of(first, model=half))
   plain = cases.plain("plain_lora_2B_and_forward_B", of(first))
-  found = [*routed.values(), *every.values(), trunk, plain]
+  # Where nothing but the router reads the base's own states, they can be kept.
+  reading = cases.ours(f"routed/{first}/combine_logits", of(first, combine="logits"))
+  kept = of(first, combine="logits", router={"cached": True})
+  kept = cases.ours(f"routed/{first}/combine_logits/kept_prompts", kept)
+  found = [*routed.values(), *every.values(), trunk, plain, reading, kept]
   cases.time_in_turns(found, WARMUP, repeats)
   floor = lambda n: (2 + 4 * (n + 1)) / (2 + 8)
   figures: dict[str, Any] = {
@@ -111,6 +115,7 @@ def train(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], d
     of_floor["of_floor"] = of_floor["time"] / of_floor["flop_floor"]
   figures["over_plain_lora"] = _ratio(routed[last], plain)
   figures["over_plain_lora_half_trunk"] = _ratio(trunk, plain)
+  figures["kept_prompts"] = _ratio(kept, reading)
   return found, figures
 
 

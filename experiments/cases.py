@@ -175,7 +175,8 @@ def decode(name: str, c: Config, n_rows: int) -> tuple[Case, Case]:
   params = sharding.unbox(jax.jit(model.init)(jax.random.key(0)))
   whole = random_batch(c, n_rows)
   n_prompt = c.data.seq_len - N_SAID
-  prompts = Batch(*(x if x.ndim == 1 else x[:, :n_prompt] for x in whole))
+  of_tokens = [name for name in Batch._fields if name.endswith("_BT")]
+  prompts = whole._replace(**{name: getattr(whole, name)[:, :n_prompt] for name in of_tokens})
   prompts = prompts._replace(segment_BT=np.ones_like(prompts.segment_BT))
   given = Sampling(0.0, 0, 1.0), compose.NOTHING, -1
   left_B, key_B = np.full(n_rows, N_SAID, np.int32), jax.random.split(jax.random.key(1), n_rows)
@@ -215,4 +216,5 @@ def random_batch(c: Config, n_rows: int) -> Batch:
     loss_mask_BT=(position >= n_prompt - 1).astype(np.float32) * (position < shape[1] - 1),
     prompt_mask_BT=np.array(is_prompt),
     domain_B=np.zeros(n_rows, np.int32),
+    read_BD=np.ones((n_rows, c.model.d_model), np.float32) if c.keeps_prompts else None,
   )

@@ -6,7 +6,8 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import tensorboardX
 import tqdm
@@ -119,6 +120,19 @@ class Mute(Log):
 
   def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
     """Writes nothing."""
+
+
+def watch(parts: Iterable[Any], n: int, title: str) -> Iterator[Any]:
+  """The parts of long work as they come, of n: a bar on a terminal, else a line for each tenth."""
+  if not processes.is_first():
+    yield from parts
+    return
+  terminal = sys.stderr.isatty()
+  tenth = max(n // 10, 1)
+  for i, part in enumerate(tqdm.tqdm(parts, title, n, disable=not terminal), 1):
+    yield part
+    if not terminal and (i % tenth == 0 or i == n):
+      print(f"{title} {i}/{n}", file=sys.stderr, flush=True)
 
 
 def open_log(workdir: pathlib.Path, start: int, steps: int, title: str) -> Log:

@@ -5,6 +5,7 @@ tokenizer.json  the tokenizer
 chat.json       the chat template, where the config names one
 metrics.jsonl   one line per logged step
 results.json    the final evaluation, with its provenance
+prompts/        what a frozen base says of the training prompts, under `router.cached`
 checkpoints/    see `iclm.checkpoints`
 params/         in their place, in the folder of a run that was exported: its parameters alone
 """
@@ -65,6 +66,15 @@ def write_text(path: pathlib.Path, text: str) -> None:
   """
   if processes.is_first():
     _write(path, text)
+  wait_for(path)
+
+
+def wait_for(path: pathlib.Path) -> None:
+  """Returns once every process sees what process 0 wrote.
+
+  Raises:
+    InputError: a process does not, within a minute.
+  """
   processes.barrier(f"written {path.name}")
   until = time.monotonic() + VISIBLE_S
   while not path.exists():

@@ -30,7 +30,8 @@ def test_figures_stand_beside_their_cases(small):
   found, figures = bench.train(small, [2, 6], 2)
   by_name = {case.name: case for case in found}
   assert list(by_name) == [
-    "routed/2", "routed/6", "all/2", "all/6", "routed/2/half_trunk", "plain_lora_2B_and_forward_B"
+    "routed/2", "routed/6", "all/2", "all/6", "routed/2/half_trunk", "plain_lora_2B_and_forward_B",
+    "routed/2/combine_logits", "routed/2/combine_logits/kept_prompts",
   ]  # fmt: skip
   assert all(len(case.step_s) == 2 for case in found)
   assert 1 <= figures["growth_6_over_2"]["flops"] <= 1.02
@@ -76,6 +77,10 @@ def test_the_number_of_experts_is_free():
   # Half of the layers once, forward: (1 + 1 + 2 * 2) / 10 of it.
   half = counted(experts={"count": 2}, model={"trunk_layers": 2})
   assert half / two == pytest.approx(0.6, rel=0.02)
+  # A router that reads the frozen base costs 2 of 2 + 2 * 4 where nothing else does; kept, nothing.
+  reading = counted(experts={"count": 2}, combine="logits")
+  kept = counted(experts={"count": 2}, combine="logits", router={"cached": True})
+  assert kept / reading == pytest.approx(0.8, rel=0.02)
 
 
 def test_a_plain_lora_step_is_the_formula(small):

@@ -14,6 +14,7 @@ from train_test import data, fit, small_config  # noqa: F401, fixtures.
 from experiments import evaluate
 from iclm import config, manifest, train, workdir
 from iclm.config import InputError
+from iclm.data import assemble
 from iclm.evals.subject import Subject
 
 
@@ -55,7 +56,7 @@ def test_the_outputs_are_the_runs_own_bitwise_in_float32(trained, exported, data
   told(trained, export="run", out=str(tmp_path / "out"))
   # Once rounded, nothing more is lost.
   told(exported, export="run", dtype="bfloat16", out=str(tmp_path / "again"))
-  examples = train.assemble.read(str(data), None)[:8]
+  examples = assemble.read(str(data), None)[:8]
   run, float32, bfloat16, again = (
     np.concatenate(list(Subject(*workdir.load_run(folder)[:-1]).logits(examples)))
     for folder in (trained, tmp_path / "out", exported, tmp_path / "again")

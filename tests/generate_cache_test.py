@@ -64,7 +64,8 @@ def ragged(seed: int = 0, n_rows: int = 6) -> tuple[Batch, Batch, np.ndarray]:
 
 def one_token(whole: Batch, at_B: np.ndarray) -> Batch:
   take = lambda x: jnp.take_along_axis(x, jnp.asarray(at_B)[:, None], axis=1)
-  return Batch(*map(take, whole[:-1]), whole.domain_B)._replace(
+  of_tokens = [name for name in Batch._fields if name.endswith("_BT")]
+  return whole._replace(**{name: take(getattr(whole, name)) for name in of_tokens})._replace(
     prompt_mask_BT=jnp.zeros((len(at_B), 1), bool)
   )
 

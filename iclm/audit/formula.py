@@ -21,7 +21,7 @@ def train_step(c: Config) -> float:
   if c.experts.kind == "none":
     per_token += n_upper * once(moves)
   else:
-    if c.combine == "residual" or c.router.reads == "base":
+    if c.combine == "residual" or (c.router.reads == "base" and not c.router.cached):
       per_token += n_upper * once(moves and c.combine == "residual")
     per_token += _streams(c) * n_upper * _adapted(c, every * moves)
   n_counted = c.data.counted or c.data.seq_len

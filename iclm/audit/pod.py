@@ -46,7 +46,8 @@ def abstract_step(c: Config, mesh: Mesh) -> Step:
   of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.rows(mesh))
   ints = of(jnp.int32, rows, tokens)
   masks = of(jnp.float32, rows, tokens), of(jnp.bool_, rows, tokens)
-  batch = Batch(ints, ints, ints, ints, *masks, of(jnp.int32, rows))
+  read_BD = of(jnp.float32, rows, c.model.d_model) if c.keeps_prompts else None
+  batch = Batch(ints, ints, ints, ints, *masks, of(jnp.int32, rows), read_BD)
   key = jax.eval_shape(lambda: jax.random.key(0))
   key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
   return Step(c, mesh, model, tx, state, batch, key)

@@ -45,7 +45,8 @@ class Output(NamedTuple):
   messages_SBTZ: Float[Array, "S B T Z"] | None = None
   rate_SBT: Float[Array, "S B T"] | None = None
   alone_SBTV: Float[Array, "S B T V"] | None = None
-  prompt_BP: Float[Array, "B P"] | None = None  # What the router read, beside its prototypes.
+  read_BD: Float[Array, "B D"] | None = None  # States that the router read, their mean per prompt,
+  prompt_BP: Float[Array, "B P"] | None = None  # and as it sees them, beside its prototypes.
   cache: Cache | None = None  # The one that was given, with these tokens in it.
 
 

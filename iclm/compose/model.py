@@ -157,19 +157,21 @@ def _apply(
   embedded_BTD = call(None, "embed", batch.tokens_BT)
   x_BTD = call("trunk", "trunk", embedded_BTD, shared)
   base_BTD: Any = None
-  routed, prompt = _kept_route(config, cache), None
+  routed, read, prompt = _kept_route(config, cache), None, None
   # Token by token, what a pass costs is the weights that it reads: there the base runs as one row
   # more beside the streams.
   can_join = cache is not None and config.combine == "residual" and not serving.is_block(config)
   joins = can_join and routed is not None
   apart = config.combine == "residual" and not joins
-  if apart or (config.router.reads == "base" and routed is None):
+  is_read = config.router.reads == "base" and routed is None and batch.read_BD is None
+  if apart or is_read:
     # What only the router of a prompt reads is not needed again.
     again = apart or config.router.level == "token"
     base_BTD = call("base" if again else None, "upper", x_BTD, {}, shared)
   if routed is None:
-    read_BTD = {"embed": embedded_BTD, "trunk": x_BTD, "base": base_BTD}[config.router.reads]
-    routed, prompt = _route(config, params["router"], read_BTD, batch, k_route, do, tau)
+    state_BTD = {"embed": embedded_BTD, "trunk": x_BTD, "base": base_BTD}[config.router.reads]
+    read = _read(config, state_BTD, batch)
+    routed, prompt = _route(config, params["router"], read, batch, k_route, do, tau)
   states = params, x_BTD, shared, routed
   upper = serving.Upper(config, decoder, expert, passes, *states, (k_drop, k_noise), do, at_BC)
   if config.topology.kind == "around":
@@ -180,7 +182,7 @@ def _apply(
   if can_join and apart:
     passes.join("streams", "base")
   cached = passes.grown(batch, None if config.router.level == "token" else routed)
-  return Output(logits_BTV, routed, messages_SBTZ, rate_SBT, alone_SBTV, prompt, cached)
+  return Output(logits_BTV, routed, messages_SBTZ, rate_SBT, alone_SBTV, read, prompt, cached)
 
 
 def _kept_route(config: Config, cache: Cache | None) -> routing.Routing | None:
@@ -199,14 +201,19 @@ def _kept_route(config: Config, cache: Cache | None) -> routing.Routing | None:
   return None
 
 
-def _route(config: Config, params: Any, read_BTD: Array, batch: Batch, key, do: Intervention, tau):
-  """Reads the prompt, and only the prompt. Returns the Routing and what was read, prompt_BP."""
+def _read(config: Config, read: Any, batch: Batch) -> Array:
+  """What the router has of states, and only of the prompt's: read_BD, or of each token read_BTD."""
+  if batch.read_BD is not None:
+    return batch.read_BD
+  if config.router.level == "input":
+    read = routing.pool(read, batch.prompt_mask_BT)
+  return jax.lax.stop_gradient(read) if config.router.detach else read
+
+
+def _route(config: Config, params: Any, read: Array, batch: Batch, key, do: Intervention, tau):
+  """Returns the Routing and what it goes by, prompt_BP."""
   r = config.router
-  if r.detach:
-    read_BTD = jax.lax.stop_gradient(read_BTD)
-  if r.level == "input":
-    read_BTD = routing.pool(read_BTD, batch.prompt_mask_BT)
-  prompt = transformer.rms_normalise(read_BTD, config.model.norm_eps) @ params["projection_DP"]
+  prompt = transformer.rms_normalise(read, config.model.norm_eps) @ params["projection_DP"]
   # Per token, what holds for an input holds for each of its tokens.
   like_rows = lambda x_B: jnp.broadcast_to(
     x_B[(..., *(None,) * (prompt.ndim - 2))], prompt.shape[:-1]

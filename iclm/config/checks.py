@@ -135,6 +135,7 @@ def _check_experts(c: Config) -> None:
   )
   _check_topology(c)
   _check_full(c)
+  _check_cached(c)
   _require(
     c.dependence.kind != "joint_mi" or c.dependence.features <= 64,
     f"config.dependence.features = {c.dependence.features} is more than joint_mi's 64 classes",
@@ -195,6 +196,25 @@ def _check_full(c: Config) -> None:
   }
   for need, holds in needs.items():
     _require(holds, f"config.experts.kind = 'full' needs config.{need}")
+
+
+def _check_cached(c: Config) -> None:
+  """What is read once must be the same at every step, and be read by nothing else."""
+  if not c.router.cached:
+    return
+  needs = {
+    "router.reads = 'base'": c.router.reads == "base",
+    "router.level = 'input'": c.router.level == "input",
+    "router.kind that looks at the prompt": c.router.kind not in ("random", "uniform", "oracle"),
+    "combine other than 'residual', which has the base's states anyway": c.combine != "residual",
+    "trains.base = False": not c.trains.base,
+    "model.position_gap = 1": c.model.position_gap == 1,
+    "data.train without the endless generator (acre)": not any(
+      s.acre for s in c.data.train.values()
+    ),
+  }
+  for need, holds in needs.items():
+    _require(holds, f"config.router.cached = True needs config.{need}")
 
 
 def _check_topology(c: Config) -> None:

@@ -80,6 +80,7 @@ class Router:
   kind: Literal["gumbel", "vq", "kmeans", "soft", "hard", "random", "uniform", "oracle"]
   level: Literal["input", "token"]  # token: a baseline, exempt from the isolation promises.
   reads: Literal["embed", "trunk", "base"]  # Token embeddings, trunk states, final base states.
+  cached: bool  # A frozen base reads each training prompt once, before the first step.
   detach: bool  # The router's gradient stops before the base.
   width: int  # Of the projection in which the prototypes live.
   scale: float  # Nats per unit of mean squared distance to a prototype.
@@ -285,6 +286,11 @@ class Config:
   evaluation: Evaluation
   checkpoint: Checkpoint
   study: Study
+
+  @property
+  def keeps_prompts(self) -> bool:
+    """Whether each training prompt is read by the base once; see `router.cached`."""
+    return self.experts.kind != "none" and self.router.cached
 
   @property
   def evaluation_rows(self) -> int:

@@ -88,11 +88,22 @@ def _source(source: config.Source, c: config.Config) -> pipeline.Source:
   )
 
 
+def sources(c: config.Config) -> dict[str, pipeline.Source]:
+  """A config's training sources by their names, as rows."""
+  return {name: _source(s, c) for name, s in c.data.train.items()}
+
+
 def training_rows(c: config.Config) -> grain.MapDataset:
   """The endless mixture of a config's training sources, a pure function of (seed, index)."""
-  sources = [_source(s, c) for s in c.data.train.values()]
-  weights = [s.weight for s in c.data.train.values()]
-  return pipeline.mixture(sources, weights, c.seed, [not s.acre for s in c.data.train.values()])
+  return mixed(c, sources(c))
+
+
+def mixed(c: config.Config, found: Mapping[str, pipeline.Source]) -> grain.MapDataset:
+  """`training_rows` of sources that are there already."""
+  given = [c.data.train[name] for name in found]
+  return pipeline.mixture(
+    list(found.values()), [s.weight for s in given], c.seed, [not s.acre for s in given]
+  )
 
 
 def sample(c: config.Config, training: grain.MapDataset, n: int) -> list[Example]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from iclm.config import InputError
+from iclm.data import kept
 from iclm.data import rows as rows_lib
 from iclm.data.records import Example
 from iclm.data.rows import Loss, Question, Row, TooLong
@@ -31,6 +32,7 @@ class Batch(NamedTuple):
     loss_mask_BT: 1 where the target counts.
     prompt_mask_BT: where the router may look; empty in rows of padding only.
     domain_B: index in the domain names, -1 when unknown; for evaluation only.
+    read_BD: the mean of a frozen base's states over each prompt, where it was kept (`data.kept`).
   """
 
   tokens_BT: Int[Any, "B T"]
@@ -40,6 +42,7 @@ class Batch(NamedTuple):
   loss_mask_BT: Float[Any, "B T"]
   prompt_mask_BT: Bool[Any, "B T"]
   domain_B: Int[Any, "B"]
+  read_BD: Float[Any, "B D"] | None = None
 
 
 @runtime_checkable
@@ -142,7 +145,8 @@ class Loader:
           f"{name}: the row counts {n} targets and config.data.counted = {self.counted}; "
           f"set it to {n} or more, or to 0 for any number"
         )
-    return _stack(packed, [_domain(group[0], self.domains) for group in groups])
+    batch = _stack(packed, [_domain(group[0], self.domains) for group in groups])
+    return batch._replace(read_BD=kept.stack(groups))
 
   def ids(self, step: int) -> list[str]:
     """Returns the ids of all examples of a step, to name a batch that went wrong."""

@@ -80,7 +80,7 @@ def read(
   output = model.apply(params, prompts, None, do, cache=cache, at_BC=last_B1)
   at_last = lambda x_BT: jnp.take_along_axis(x_BT, last_B1, axis=1)
   column = prompts._replace(
-    **{name: at_last(getattr(prompts, name)) for name in Batch._fields if name != "domain_B"}
+    **{name: at_last(getattr(prompts, name)) for name in Batch._fields if name.endswith("_BT")}
   )
   column = column._replace(prompt_mask_BT=jnp.zeros((n_rows, 1), bool))
   zero_B = jnp.zeros(n_rows, jnp.int32)

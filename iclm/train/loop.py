@@ -1,6 +1,7 @@
 """The one loop: mesh -> data -> model -> optimizer -> state -> restore -> steps."""
 
 import contextlib
+import dataclasses
 import logging
 import pathlib
 import time
@@ -8,19 +9,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from iclm import compose, hf, optim, processes, progress, routing, sharding, step, workdir
-from iclm.config import Config, InputError
+from iclm import compose, hf, optim, processes, progress, sharding, step, workdir
+from iclm.config import Config
 from iclm.data import assemble, pipeline
 from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
 from iclm.evals import accuracy, determined, locality
 from iclm.evals.subject import Subject
-
-# Prompts that the router's prototypes are fitted on, and how.
-FIT_PROMPTS, FIT_ITERATIONS, FIT_RESTARTS = 1024, 30, 8
+from iclm.train import prompts, start
 
 
 class RunStopped(RuntimeError):
@@ -57,7 +54,8 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
   sharding.share(mesh)
   processes.meet(mesh)
   # Data, or a base, at fault is told before the folder is this config's own.
-  training = assemble.training_rows(c)
+  sources = assemble.sources(c)
+  training = assemble.mixed(c, sources)
   sets = {name: assemble.examples(source, c.data) for name, source in c.evaluation.sets.items()}
   source = pathlib.Path(c.checkpoint.init_from).expanduser()
   if c.checkpoint.init_from and hf.is_folder(source):
@@ -67,18 +65,19 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
   optim.from_config(c)  # Raises what contradicts itself there.
   template, new = assemble.template(c.data), None
   if not processes.of_first((folder / workdir.TOKENIZER).exists()):
-    new = _new_tokenizer(c, training).under(template)
+    new = start.new_tokenizer(c, training).under(template)
     compose.build(c, new.vocab_size, mesh)  # So does this.
   with workdir.claim(folder, c):
     if new is not None:
       workdir.keep_tokenizer(folder, new)
     tokenizer = workdir.kept_tokenizer(folder, template)
     assert tokenizer is not None
-    return _fit(c, folder, title, mesh, training, tokenizer, sets)
+    return _fit(c, folder, title, mesh, sources, tokenizer, sets)
 
 
-def _fit(c: Config, folder: pathlib.Path, title: str, mesh, training, tokenizer, sets) -> Result:
+def _fit(c: Config, folder: pathlib.Path, title: str, mesh, sources, tokenizer, sets) -> Result:
   """The run itself, in a folder that is its own."""
+  training = assemble.mixed(c, sources)
   loader = assemble.loader(c, training, tokenizer, *sharding.share(mesh))
   model = compose.build(c, tokenizer.vocab_size, mesh)
   tx = optim.from_config(c)
@@ -90,15 +89,18 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, training, tokenizer,
 
   with workdir.checkpoints(folder, c) as saves:
     restored = saves.restore(step.abstract_state(c, model, tx, mesh))
-    state = restored.state if restored else _fresh(c, model, tx, mesh, k_init, loader)
-    start = n = restored.step if restored else 0
+    state = restored.state if restored else start.fresh(c, model, tx, mesh, k_init, loader)
+    first = n = restored.step if restored else 0
+    if c.keeps_prompts:
+      known = prompts.keep(c, model, state, mesh, loader, sources, folder)
+      loader = dataclasses.replace(loader, rows=assemble.mixed(c, known))
     begun, scored = time.monotonic(), {}
     with (
-      progress.open_log(folder, start, c.steps, title) as log,
+      progress.open_log(folder, first, c.steps, title) as log,
       processes.StopSignals() as signals,
     ):
       watch = _Watch(c, loader, log)
-      with contextlib.closing(loader.iterate(start)) as batches:
+      with contextlib.closing(loader.iterate(first)) as batches:
         stop = False
         while n < c.steps and not stop:
           state, metrics = advance(state, sharding.put_batch(next(batches), mesh), k_run)
@@ -127,73 +129,6 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, training, tokenizer,
     workdir.write_json(folder / workdir.RESULTS, results)
   run = workdir.Run(c, model, state.params, tokenizer, mesh, n)
   return Result(run, scored, train_s, n < c.steps)
-
-
-def _new_tokenizer(c: Config, training) -> Tokenizer:
-  """That of what the run starts from, or one made now."""
-  source = pathlib.Path(c.checkpoint.init_from).expanduser()
-  if not c.checkpoint.init_from or (hf.is_folder(source) and c.data.tokenizer.path):
-    return assemble.make_tokenizer(c, training)
-  if hf.is_folder(source):
-    return hf.load_tokenizer(source)
-  return workdir.load_run(source, c.mesh).tokenizer
-
-
-def _fresh(c: Config, model: compose.Model, tx, mesh, key, loader: pipeline.Loader):
-  """A new state: random, on a pretrained base, or of another run; prototypes fitted if asked."""
-  state = step.init_state(c, model, tx, mesh, key)
-  source = pathlib.Path(c.checkpoint.init_from).expanduser()
-  if c.checkpoint.init_from and hf.is_folder(source):
-    # The random base goes first: there need not be room for two.
-    rest = {name: part for name, part in state.params.items() if name != "base"}
-    state = state._replace(params=rest)
-    base = hf.load_base(source, c.model, mesh, fsdp=c.fsdp)
-    state = state._replace(params=rest | {"base": base})
-  elif c.checkpoint.init_from:
-    theirs = workdir.load_run(source, c.mesh).params
-    state = state._replace(params=_take(state.params, theirs, c.checkpoint.init_from))
-    if "router" in theirs:
-      return state
-  if c.experts.kind != "none" and c.router.fit and c.router.kind in routing.LEARNED:
-    state = _fit_prototypes(c, model, mesh, state, jax.random.fold_in(key, 1), loader)
-  return state
-
-
-def _take(mine: Any, theirs: Any, where: str) -> Any:
-  """The other run's parameters, part by part; parts that it lacks stay as they are."""
-  for name in mine.keys() & theirs.keys():
-    for (path, a), (_, b) in zip(
-      jax.tree.leaves_with_path(mine[name]), jax.tree.leaves_with_path(theirs[name]), strict=False
-    ):
-      if a.shape != b.shape:
-        raise InputError(
-          f"config.checkpoint.init_from = {where!r}: {name}{jax.tree_util.keystr(path)} has shape "
-          f"{b.shape} there and {a.shape} here"
-        )
-    if jax.tree.structure(mine[name]) != jax.tree.structure(theirs[name]):
-      raise InputError(f"config.checkpoint.init_from = {where!r}: its {name} has other parts")
-  return mine | {name: theirs[name] for name in mine.keys() & theirs.keys()}
-
-
-def _fit_prototypes(c: Config, model, mesh, state: step.TrainState, key, loader: pipeline.Loader):
-  """Prototypes start at the k-means of the first prompts, as the fresh router reads them."""
-
-  @jax.jit
-  def read(params, batch):
-    prompt = model.apply(params, batch).prompt_BP
-    return prompt, batch.segment_BT > 0 if prompt.ndim == 3 else batch.prompt_mask_BT.any(axis=1)
-
-  found, i = [], 0
-  while sum(map(len, found)) < FIT_PROMPTS:
-    batch = sharding.put_batch(loader.batch(i), mesh)
-    prompt, mask = processes.fetch(read(state.params, batch))
-    found.append(prompt[mask])
-    i += 1
-  emb_NP = jnp.asarray(np.concatenate(found)[:FIT_PROMPTS])
-  fitted_EP = routing.fit_kmeans(key, emb_NP, c.experts.count, FIT_ITERATIONS, FIT_RESTARTS)
-  old_EP = state.params["router"]["prototypes_EP"]
-  router = state.params["router"] | {"prototypes_EP": sharding.place(fitted_EP, old_EP.sharding)}
-  return state._replace(params=state.params | {"router": router})
 
 
 class _Evaluator:

@@ -1,0 +1,83 @@
+"""What a run starts with: its tokenizer, and its state, fresh or of another run."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iclm import compose, hf, processes, routing, sharding, step, workdir
+from iclm.config import Config, InputError
+from iclm.data import assemble, pipeline
+from iclm.data.tokenizer import Tokenizer
+
+# Prompts that the router's prototypes are fitted on, and how.
+FIT_PROMPTS, FIT_ITERATIONS, FIT_RESTARTS = 1024, 30, 8
+
+
+def new_tokenizer(c: Config, training) -> Tokenizer:
+  """That of what the run starts from, or one made now."""
+  source = pathlib.Path(c.checkpoint.init_from).expanduser()
+  if not c.checkpoint.init_from or (hf.is_folder(source) and c.data.tokenizer.path):
+    return assemble.make_tokenizer(c, training)
+  if hf.is_folder(source):
+    return hf.load_tokenizer(source)
+  return workdir.load_run(source, c.mesh).tokenizer
+
+
+def fresh(c: Config, model: compose.Model, tx, mesh, key, loader: pipeline.Loader):
+  """A new state: random, on a pretrained base, or of another run; prototypes fitted if asked."""
+  state = step.init_state(c, model, tx, mesh, key)
+  source = pathlib.Path(c.checkpoint.init_from).expanduser()
+  if c.checkpoint.init_from and hf.is_folder(source):
+    # The random base goes first: there need not be room for two.
+    rest = {name: part for name, part in state.params.items() if name != "base"}
+    state = state._replace(params=rest)
+    base = hf.load_base(source, c.model, mesh, fsdp=c.fsdp)
+    state = state._replace(params=rest | {"base": base})
+  elif c.checkpoint.init_from:
+    theirs = workdir.load_run(source, c.mesh).params
+    state = state._replace(params=_take(state.params, theirs, c.checkpoint.init_from))
+    if "router" in theirs:
+      return state
+  if c.experts.kind != "none" and c.router.fit and c.router.kind in routing.LEARNED:
+    state = _fit_prototypes(c, model, mesh, state, jax.random.fold_in(key, 1), loader)
+  return state
+
+
+def _take(mine: Any, theirs: Any, where: str) -> Any:
+  """The other run's parameters, part by part; parts that it lacks stay as they are."""
+  for name in mine.keys() & theirs.keys():
+    for (path, a), (_, b) in zip(
+      jax.tree.leaves_with_path(mine[name]), jax.tree.leaves_with_path(theirs[name]), strict=False
+    ):
+      if a.shape != b.shape:
+        raise InputError(
+          f"config.checkpoint.init_from = {where!r}: {name}{jax.tree_util.keystr(path)} has shape "
+          f"{b.shape} there and {a.shape} here"
+        )
+    if jax.tree.structure(mine[name]) != jax.tree.structure(theirs[name]):
+      raise InputError(f"config.checkpoint.init_from = {where!r}: its {name} has other parts")
+  return mine | {name: theirs[name] for name in mine.keys() & theirs.keys()}
+
+
+def _fit_prototypes(c: Config, model, mesh, state: step.TrainState, key, loader: pipeline.Loader):
+  """Prototypes start at the k-means of the first prompts, as the fresh router reads them."""
+
+  @jax.jit
+  def read(params, batch):
+    prompt = model.apply(params, batch).prompt_BP
+    return prompt, batch.segment_BT > 0 if prompt.ndim == 3 else batch.prompt_mask_BT.any(axis=1)
+
+  found, i = [], 0
+  while sum(map(len, found)) < FIT_PROMPTS:
+    batch = sharding.put_batch(loader.batch(i), mesh)
+    prompt, mask = processes.fetch(read(state.params, batch))
+    found.append(prompt[mask])
+    i += 1
+  emb_NP = jnp.asarray(np.concatenate(found)[:FIT_PROMPTS])
+  fitted_EP = routing.fit_kmeans(key, emb_NP, c.experts.count, FIT_ITERATIONS, FIT_RESTARTS)
+  old_EP = state.params["router"]["prototypes_EP"]
+  router = state.params["router"] | {"prototypes_EP": sharding.place(fitted_EP, old_EP.sharding)}
+  return state._replace(params=state.params | {"router": router})
