@@ -28,13 +28,17 @@ RESULTS = {
     "device": {"kind": "cpu", "count": 1, "cores": 2},
   },
 }  # fmt: skip
+SPOKEN, UNSPOKEN = {"nats": 0.125, "ci95": [-0.0625, 2.375]}, {"nats": None, "ci95": None}
 EXAMINED = {
   "provenance": RESULTS["provenance"],
   "sets": [SET | {"path": f"a/{EVIL}"}],
   "interventions": {
     "domains": [EVIL], "force": [[0.0], [-0.5]], "knockout": [[None], [0.25]],
     "notes": ["no input reaches expert 0"],
-    "interchange": {"domain": {k: {"nats": None} for k in ("same_domain", "same_group", "any")}},
+    "interchange": {"domain": {
+      kind: SPOKEN | {"same_route": UNSPOKEN, "other_route": SPOKEN}
+      for kind in ("same_domain", "same_group", "any")
+    }},
   },
   "independence": [
     {"pair": "a, b", "estimator": "nhsic", "value": None, "null_p95": None, "p": None, "n": 4,
@@ -100,6 +104,8 @@ def test_a_page_is_whole_and_text_from_data_is_text(tmp_path):
   assert "1,234" in page and "domain 234." in page  # All parameters, and those of a group.
   for text in ("no input reaches expert 0", "too few", "with uncommitted changes", "seed 3", "–"):
     assert text in page
+  # Messages from inputs of the same route and of another one stand apart, with their intervals.
+  assert page.count("-0.062 to 2.375") == 6 and "another</td>" in page
 
 
 def test_a_page_tells_what_an_update_did_and_cost(tmp_path):
