@@ -38,7 +38,7 @@ from absl import flags
 from configs import bench as sizes
 from experiments import cases, cli, loops
 from experiments.cases import Case
-from iclm import axes, config, workdir
+from iclm import axes, config, outputs, workdir
 from iclm.audit import hlo, work
 from iclm.config import Config, InputError
 from iclm.nn import transformer
@@ -66,7 +66,7 @@ def main(flag: flags.FlagValues) -> int:
     "cases": {case.name: case.told() for case in found},
     "provenance": workdir.provenance(c),
   }
-  workdir.write_json(pathlib.Path(flag.out), report)
+  outputs.write_json(pathlib.Path(flag.out), report)
   _show(found, figures)
   return 0
 

@@ -25,7 +25,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli
-from iclm import axes, config, sharding, workdir
+from iclm import axes, config, outputs, sharding, workdir
 from iclm.audit import chips, pod
 from iclm.config import Config, InputError
 
@@ -51,7 +51,7 @@ def main(flag: flags.FlagValues) -> int:
     print(f"{sentence}\n{_advice(told['would_fit'], flag.search_s)}")
   if flag.out:
     told |= {"config": config.to_dict(c), "provenance": workdir.provenance(c)}
-    workdir.write_json(pathlib.Path(flag.out), told)
+    outputs.write_json(pathlib.Path(flag.out), told)
   return 0 if told["fits"] else 3
 
 

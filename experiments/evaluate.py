@@ -14,7 +14,7 @@ import rich.table
 from absl import flags
 
 from experiments import cli, seeds
-from iclm import workdir
+from iclm import outputs, workdir
 from iclm.config import InputError
 from iclm.data import assemble
 from iclm.data.records import Example
@@ -26,7 +26,7 @@ N_REFERENCE = 512  # Training examples whose messages stand in for those knocked
 
 def main(flag: flags.FlagValues) -> int:
   out = pathlib.Path(flag.out)
-  workdir.check_can_be_written(out)
+  outputs.check_can_be_written(out)
   sizes = cli.mesh_of(pathlib.Path(flag.workdir), flag.mesh)
   template = workdir.template_of(pathlib.Path(flag.workdir))
   examples = {path: assemble.read(path, template) for path in flag.data}
@@ -51,7 +51,7 @@ def main(flag: flags.FlagValues) -> int:
       print(f"{path}: {summary['n_truncated']} rows lost tokens from the left of their context")
   examined = _examine(flag, subject, others, examples)
   provenance = workdir.provenance(run.config)
-  workdir.write_json(out, {"step": run.step, "sets": sets, "provenance": provenance} | examined)
+  outputs.write_json(out, {"step": run.step, "sets": sets, "provenance": provenance} | examined)
   _show(sets)
   return 0
 

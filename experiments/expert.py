@@ -21,7 +21,7 @@ import jax
 from absl import flags
 
 from experiments import cli
-from iclm import axes, config, hf, workdir
+from iclm import axes, config, hf, outputs, workdir
 from iclm.config import InputError
 from iclm.generate import prompts
 from iclm.hf import whole
@@ -90,7 +90,7 @@ def _export_run(run: workdir.Run, source: pathlib.Path, out: pathlib.Path, dtype
   c, results = run.config, source / workdir.RESULTS
   told = workdir.meta(c, run.tokenizer) | {"dtype": dtype}
   with whole.folder(out) as beside:
-    workdir.write_json(beside / workdir.CONFIG, config.to_dict(c))
+    outputs.write_json(beside / workdir.CONFIG, config.to_dict(c))
     workdir.keep_tokenizer(beside, run.tokenizer)
     if results.exists():
       shutil.copyfile(results, beside / workdir.RESULTS)

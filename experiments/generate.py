@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from absl import flags
 
 from experiments import cli
-from iclm import generate, workdir
+from iclm import generate, outputs, workdir
 from iclm.config import InputError
 from iclm.data import assemble, chat, records
 
@@ -29,7 +29,7 @@ WATCHED = 1  # Tokens between two looks of somebody who waits for them.
 def main(flag: flags.FlagValues) -> int:
   out = None if flag.out is None else pathlib.Path(flag.out)
   if out is not None:
-    workdir.check_can_be_written(out)
+    outputs.check_can_be_written(out)
   sizes = cli.mesh_of(pathlib.Path(flag.workdir), flag.mesh)
   template = workdir.template_of(pathlib.Path(flag.workdir))
   ask = _asker(flag, template)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from iclm import workdir
+from iclm import outputs, workdir
 from iclm.audit import files
 from iclm.audit.sweep import DONE, FAILED
 from iclm.config import InputError
@@ -55,7 +55,7 @@ class Job:
 
   def mark(self) -> None:
     """Says that the run came to its end."""
-    workdir.write_json(self.folder / DONE, self._told)
+    outputs.write_json(self.folder / DONE, self._told)
 
   @property
   def _told(self) -> dict[str, str]:

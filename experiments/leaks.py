@@ -21,7 +21,7 @@ from absl import flags
 
 from configs import base, presets
 from experiments import baselines, cli
-from iclm import config, workdir
+from iclm import config, outputs, workdir
 from iclm.data import raven
 from iclm.data.raven import world
 from iclm.evals import statistics
@@ -41,7 +41,7 @@ SEQ_LEN = {
 
 def main(flag: flags.FlagValues) -> int:
   out, folder = pathlib.Path(flag.out), pathlib.Path(flag.workdir)
-  workdir.check_can_be_written(out)
+  outputs.check_can_be_written(out)
   sets = []
   for configuration in flag.configuration:
     for task in flag.task:
@@ -50,7 +50,7 @@ def main(flag: flags.FlagValues) -> int:
       sets.append({"configuration": configuration, "task": task} | found)
   arguments = {name: getattr(flag, name) for name in ("steps", "examples", "tests", "seed")}
   limit = {"chance": CHANCE, "slack": SLACK, "level": LEVEL}
-  workdir.write_json(out, {"sets": sets, **limit, **arguments})
+  outputs.write_json(out, {"sets": sets, **limit, **arguments})
   _show(sets)
   return 0
 
@@ -101,7 +101,7 @@ def records(
 
 
 def _write(path: pathlib.Path, found: Iterable[dict[str, Any]]) -> None:
-  workdir.write_text(path, "".join(json.dumps(record) + "\n" for record in found))
+  outputs.write_text(path, "".join(json.dumps(record) + "\n" for record in found))
 
 
 def _config(

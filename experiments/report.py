@@ -9,15 +9,15 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from iclm import workdir
+from iclm import outputs
 from iclm.audit import report
 
 
 def main(flag: flags.FlagValues) -> int:
   out = pathlib.Path(flag.out)
-  workdir.check_can_be_written(out)
+  outputs.check_can_be_written(out)
   examined = pathlib.Path(flag.examined) if flag.examined else None
-  workdir.write_text(out, report.render(pathlib.Path(flag.workdir), examined))
+  outputs.write_text(out, report.render(pathlib.Path(flag.workdir), examined))
   print(f"wrote {flag.out}")
   return 0
 

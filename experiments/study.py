@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import rich.table
 
 from experiments import baselines, cli, update
-from iclm import compose, processes, train, workdir
+from iclm import compose, outputs, processes, train, workdir
 from iclm.config import Config
 from iclm.data import assemble
 from iclm.evals.subject import Subject
@@ -31,7 +31,7 @@ def _report(c: Config, folder: pathlib.Path, result: train.Result) -> None:
     found["update"] = update.run(c, folder, result.run, plain.run if plain else None)
   found["plain_base"] = {"sets": plain.sets, "train_s": plain.train_s} if plain else {}
   path = folder / "results.json"
-  workdir.write_json(path, json.loads(path.read_text()) | found)
+  outputs.write_json(path, json.loads(path.read_text()) | found)
   if processes.is_first():
     _show(c, result, plain, found)
 

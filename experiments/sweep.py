@@ -23,7 +23,7 @@ from absl import flags
 
 from experiments import cli, tables, tuning
 from experiments.jobs import Children, Job, run
-from iclm import config, train, workdir
+from iclm import config, outputs, train
 from iclm.audit.sweep import PLAN
 from iclm.config import InputError
 
@@ -144,7 +144,7 @@ def plan(folder: pathlib.Path, jobs: Sequence[Job]) -> None:
   systems, seeds = (
     list(dict.fromkeys(getattr(j, name) for j in jobs)) for name in ("system", "seed")
   )
-  workdir.write_json(folder / PLAN, {"systems": systems, "seeds": seeds})
+  outputs.write_json(folder / PLAN, {"systems": systems, "seeds": seeds})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import rich.table
 
 from experiments import cli
 from experiments.jobs import Job
-from iclm import workdir
+from iclm import outputs
 from iclm.evals import comparison, statistics
 
 LEVEL = 0.95
@@ -81,7 +81,7 @@ def compare(
   found |= {"baselines": there, "baselines_missing": missing, "runs": origins(jobs)}
   if missing:
     print(f"the best baseline is chosen without {', '.join(missing)}, which have no finished run")
-  workdir.write_json(folder / "comparison.json", found)
+  outputs.write_json(folder / "comparison.json", found)
   sets = list(table[found["baseline"]])
   title = f"Difference to {found['baseline']}, the best baseline on {sweep.chosen_on}; * p < 0.05"
   shown = rich.table.Table("system", *sets, title=title)

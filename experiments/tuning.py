@@ -16,7 +16,7 @@ import rich.table
 
 from experiments import cli
 from experiments.jobs import Job
-from iclm import workdir
+from iclm import outputs
 from iclm.config import InputError
 
 FOLDER = "tuning"
@@ -78,7 +78,7 @@ def tuned(
   best = {name: max(of, key=lambda pair: pair[1])[0] for name, of in found.items()}
   for name, trial in best.items():
     _take_over(trial.folder, folder / name / str(trial.seed))
-  workdir.write_json(folder / "tuning.json", {
+  outputs.write_json(folder / "tuning.json", {
     "key": key,
     "chosen": {name: trial.changes[key] for name, trial in best.items()},
     sweep.chosen_on: {

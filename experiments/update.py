@@ -12,7 +12,7 @@ import numpy as np
 import rich.table
 
 from experiments import baselines, shifts
-from iclm import axes, config, optim, workdir
+from iclm import axes, config, optim, outputs, workdir
 from iclm.audit import cost, files
 from iclm.config import Config, Trains
 from iclm.data import assemble
@@ -252,7 +252,7 @@ def write(path: pathlib.Path, examples: Sequence[Example]) -> None:
   """Examples as a jsonl."""
   path.parent.mkdir(parents=True, exist_ok=True)
   lines = (json.dumps(dataclasses.asdict(e)) + "\n" for e in examples)
-  workdir.write_text(path, "".join(lines))
+  outputs.write_text(path, "".join(lines))
 
 
 def show(console, c: Config, update: dict[str, Any]) -> None:

@@ -20,7 +20,6 @@ import os
 import pathlib
 import platform
 import subprocess
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from iclm import compose, config, optim, processes, sharding, step
+from iclm import compose, config, optim, outputs, processes, sharding, step
 from iclm.checkpoints import Checkpoints
 from iclm.config import Config, InputError
 from iclm.data import chat
@@ -39,7 +38,6 @@ FREE = (("mesh",), ("fsdp",), ("data", "dir"))
 CONFIG, TOKENIZER, CHAT, RESULTS = "config.json", "tokenizer.json", "chat.json", "results.json"
 CHECKPOINTS, PARAMS = "checkpoints", "params"
 LOCK = ".lock"  # Held by whoever trains here.
-VISIBLE_S = 60  # A network file system may show what another host wrote this late.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 
 
@@ -52,55 +50,6 @@ class Run(NamedTuple):
   tokenizer: Tokenizer
   mesh: Mesh
   step: int
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """See `write_text`."""
-  write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes beside the file and renames: a reader sees the old content or the new, never half.
-
-  Every process of a run calls it, and one writes; all go on when they see the file.
-  """
-  if processes.is_first():
-    _write(path, text)
-  wait_for(path)
-
-
-def wait_for(path: pathlib.Path) -> None:
-  """Returns once every process sees what process 0 wrote.
-
-  Raises:
-    InputError: a process does not, within a minute.
-  """
-  processes.barrier(f"written {path.name}")
-  until = time.monotonic() + VISIBLE_S
-  while not path.exists():
-    if time.monotonic() > until:
-      raise InputError(
-        f"process {jax.process_index()} does not see {path}, which process 0 wrote; choose a "
-        "--workdir on a file system that every process of the run mounts"
-      )
-    time.sleep(0.1)
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  beside = path.parent / f".{path.name}.{os.getpid()}"
-  try:
-    beside.write_text(text, "utf-8")
-    os.replace(beside, path)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      beside.unlink(missing_ok=True)
-    raise InputError(f"cannot write {path}: {error.strerror}") from None
-
-
-def check_can_be_written(path: pathlib.Path) -> None:
-  """Raises InputError where a file cannot go, before long work is done for it."""
-  if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-    raise InputError(f"cannot write {path}: name a file in a folder that can be written")
 
 
 def is_exported(workdir: pathlib.Path) -> bool:
@@ -133,7 +82,7 @@ def claim(workdir: pathlib.Path, c: Config) -> Iterator[None]:
         raise InputError(
           f"{workdir} holds another config's run: {found} here; choose another --workdir"
         )
-    write_json(path, mine)
+    outputs.write_json(path, mine)
     found = config.difference(_read_json(path), mine, FREE[-1:])
     if found is not None:
       raise InputError(
@@ -252,8 +201,8 @@ def tokenizer_of(meta: dict[str, Any]) -> Tokenizer:
 def keep_tokenizer(workdir: pathlib.Path, tokenizer: Tokenizer) -> None:
   """Writes what `kept_tokenizer` reads; the tokenizer last, since it makes the two whole."""
   if tokenizer.chat is not None:
-    write_text(workdir / CHAT, tokenizer.chat.to_json())
-  write_text(workdir / TOKENIZER, tokenizer.to_json())
+    outputs.write_text(workdir / CHAT, tokenizer.chat.to_json())
+  outputs.write_text(workdir / TOKENIZER, tokenizer.to_json())
 
 
 def kept_tokenizer(workdir: pathlib.Path, template: chat.Template | None) -> Tokenizer | None:

@@ -7,7 +7,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
   ("axes", "config"),
   ("nn", "routing", "information", "losses", "optim", "sharding", "manifest", "processes"),
-  ("experts", "data"),
+  ("experts", "data", "outputs"),
   ("compose",),
   ("step", "checkpoints", "hf", "generate"),
   ("evals", "workdir", "progress"),

@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import tiny
 
-from iclm import workdir
+from iclm import outputs, workdir
 from iclm.config import InputError
 
 
@@ -70,8 +70,8 @@ def test_a_folder_that_cannot_be_is_told(tmp_path):
 
 def test_files_are_replaced_whole(tmp_path):
   path = tmp_path / "a.json"
-  workdir.write_json(path, {"a": 1})
-  workdir.write_json(path, {"a": 2})
+  outputs.write_json(path, {"a": 1})
+  outputs.write_json(path, {"a": 2})
   assert json.loads(path.read_text()) == {"a": 2} and list(tmp_path.iterdir()) == [path]
 
 

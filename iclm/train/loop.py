@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from iclm import compose, hf, optim, processes, progress, sharding, step, workdir
+from iclm import compose, hf, optim, outputs, processes, progress, sharding, step, workdir
 from iclm.config import Config
 from iclm.data import assemble, pipeline
 from iclm.data.records import Example
@@ -126,7 +126,7 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, sources, tokenizer, 
     results = {
       "sets": scored, "train_s": train_s, "parameters": sizes, "provenance": provenance
     }  # fmt: skip
-    workdir.write_json(folder / workdir.RESULTS, results)
+    outputs.write_json(folder / workdir.RESULTS, results)
   run = workdir.Run(c, model, state.params, tokenizer, mesh, n)
   return Result(run, scored, train_s, n < c.steps)
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from iclm import compose, processes, progress, sharding, workdir
+from iclm import compose, outputs, processes, progress, sharding
 from iclm.config import Config, InputError
 from iclm.data import kept, pipeline
 from iclm.step import TrainState
@@ -60,7 +60,7 @@ def keep(
         watched = progress.watch(numbered, n_batches, f"the base reads the prompts of {name}")
         put = (sharding.put_batch(batch, mesh) for _, batch in watched)
         _write(path, (processes.fetch(read(state.params, batch)) for batch in put), shape)
-      workdir.wait_for(path)
+      outputs.wait_for(path)
     found[name] = kept.Rows(rows, np.load(path, mmap_mode="r"))
   return found
 

@@ -1,0 +1,64 @@
+"""Files that are written whole or not at all, by one process of a run, and seen by all."""
+
+import contextlib
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+
+from iclm import processes
+from iclm.config import InputError
+
+VISIBLE_S = 60  # A network file system may show what another host wrote this late.
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """See `write_text`."""
+  write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes beside the file and renames: a reader sees the old content or the new, never half.
+
+  Every process of a run calls it, and one writes; all go on when they see the file.
+  """
+  if processes.is_first():
+    _write(path, text)
+  wait_for(path)
+
+
+def wait_for(path: pathlib.Path) -> None:
+  """Returns once every process sees what process 0 wrote.
+
+  Raises:
+    InputError: a process does not, within a minute.
+  """
+  processes.barrier(f"written {path.name}")
+  until = time.monotonic() + VISIBLE_S
+  while not path.exists():
+    if time.monotonic() > until:
+      raise InputError(
+        f"process {jax.process_index()} does not see {path}, which process 0 wrote; choose a "
+        "--workdir on a file system that every process of the run mounts"
+      )
+    time.sleep(0.1)
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  beside = path.parent / f".{path.name}.{os.getpid()}"
+  try:
+    beside.write_text(text, "utf-8")
+    os.replace(beside, path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      beside.unlink(missing_ok=True)
+    raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def check_can_be_written(path: pathlib.Path) -> None:
+  """Raises InputError where a file cannot go, before long work is done for it."""
+  if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    raise InputError(f"cannot write {path}: name a file in a folder that can be written")
