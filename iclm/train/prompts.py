@@ -6,17 +6,16 @@ needs them. The base does not move, so that the mean of its states over a prompt
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, cast
+from typing import cast
 
 import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from iclm import compose, outputs, processes, progress, sharding
+from iclm import compose, manifest, outputs, processes, progress, sharding
 from iclm.config import Config, InputError
 from iclm.data import kept, pipeline
 from iclm.step import TrainState
@@ -35,8 +34,8 @@ def keep(
 ) -> dict[str, kept.Rows]:
   """The sources, their rows with what the router reads of them.
 
-  It lies in the run's folder, prompts/NAME.npy: float32 of rows by D. A run that begins computes
-  it; one that goes on finds it there, or computes it again.
+  It lies in the run's folder under a manifest, prompts/NAME.npy: float32 of rows by D. A run that
+  begins computes it; one that goes on finds it there, or computes it again.
 
   Args:
     loader: how the run lays rows out.
@@ -45,58 +44,60 @@ def keep(
   Raises:
     InputError: the folder cannot be written.
   """
-  read = jax.jit(lambda params, batch: model.apply(params, batch).read_BD)
+  place = folder / FOLDER
+  n_rows = {name: len(rows) for name, rows in sources.items()}
   begins = not int(state.step)
-  found = {}
-  for name, rows in sources.items():
-    path = folder / FOLDER / f"{name}.npy"
-    shape = len(rows), c.model.d_model
-    if processes.of_first(begins or _shape(path) != shape):
-      every = grain.MapDataset.source(cast(Sequence, rows)).repeat()
-      endless = dataclasses.replace(loader, rows=every)
-      n_batches = -(-len(rows) // c.batch_size)
-      with contextlib.closing(endless.iterate(0)) as batches:
-        numbered = zip(range(n_batches), batches, strict=False)
-        watched = progress.watch(numbered, n_batches, f"the base reads the prompts of {name}")
-        put = (sharding.put_batch(batch, mesh) for _, batch in watched)
-        _write(path, (processes.fetch(read(state.params, batch)) for batch in put), shape)
-      outputs.wait_for(path)
-    found[name] = kept.Rows(rows, np.load(path, mmap_mode="r"))
-  return found
+  if processes.of_first(begins or not _is_whole(place, n_rows)):
+    read = jax.jit(lambda params, batch: model.apply(params, batch).read_BD)
+    with _writing(place):
+      if processes.is_first():
+        manifest.remove(place)
+        place.mkdir()
+      for name, rows in sources.items():
+        every = grain.MapDataset.source(cast(Sequence, rows)).repeat()
+        batches = _batches(dataclasses.replace(loader, rows=every), n_rows[name], name)
+        put = (sharding.put_batch(batch, mesh) for batch in batches)
+        parts = (processes.fetch(read(state.params, batch)) for batch in put)
+        _write(place / f"{name}.npy", parts, (n_rows[name], c.model.d_model))
+      if processes.is_first():
+        manifest.write(place, {"rows": n_rows})
+    outputs.wait_for(place / manifest.NAME)
+  load = lambda name: np.load(place / f"{name}.npy", mmap_mode="r")
+  return {name: kept.Rows(rows, load(name)) for name, rows in sources.items()}
 
 
-def _shape(path: pathlib.Path) -> tuple[int, ...] | None:
-  """Of the array in a file; None where there is none."""
+def _is_whole(place: pathlib.Path, n_rows: dict[str, int]) -> bool:
+  """Whether all of it lies there as it was written, of sources of these sizes."""
+  return manifest.problem(place) is None and manifest.read(place)["rows"] == n_rows
+
+
+@contextlib.contextmanager
+def _writing(place: pathlib.Path) -> Iterator[None]:
   try:
-    return np.load(path, mmap_mode="r").shape
-  except (OSError, ValueError):
-    return None
+    yield
+  except OSError as error:
+    raise InputError(f"cannot write {place}: {error.strerror}") from None
+
+
+def _batches(loader: pipeline.Loader, n_rows: int, name: str) -> Iterator[pipeline.Batch]:
+  """Batches that hold the first rows, watched."""
+  n_batches = -(-n_rows // loader.batch_size)
+  with contextlib.closing(loader.iterate(0)) as batches:
+    numbered = zip(range(n_batches), batches, strict=False)
+    for _, batch in progress.watch(numbered, n_batches, f"the base reads the prompts of {name}"):
+      yield batch
 
 
 def _write(path: pathlib.Path, parts: Iterator[np.ndarray], shape: tuple[int, int]) -> None:
-  """Writes batches of rows as one array, beside the file at first; process 0 does."""
+  """Writes batches of rows as one array; process 0 does, and all take part in computing them."""
   if not processes.is_first():
     for _ in parts:
       pass
     return
-  beside = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    path.parent.mkdir(exist_ok=True)
-    with beside.open("wb") as file:
-      _fill(file, parts, shape)
-    os.replace(beside, path)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      beside.unlink(missing_ok=True)
-    raise InputError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _fill(file: BinaryIO, parts: Iterator[np.ndarray], shape: tuple[int, int]) -> None:
-  header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-  np.lib.format.write_array_header_1_0(file, header)
   left = shape[0]
-  for read_BD in parts:
-    file.write(np.ascontiguousarray(read_BD[:left], np.float32).tobytes())
-    left -= len(read_BD)
-  file.flush()
-  os.fsync(file.fileno())
+  with path.open("wb") as file:
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for read_BD in parts:
+      file.write(np.ascontiguousarray(read_BD[:left], np.float32).tobytes())
+      left -= len(read_BD)
