@@ -1,5 +1,6 @@
 """What every test shares: strict shapes, and a small model with a hand-made batch."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -9,9 +10,12 @@ import tempfile
 from typing import Any
 
 # Tests compile much and run little, and the old emitter of kernels takes a third of the time of the
-# one that goes by MLIR. A jaxlib that no longer has it says so and stops.
+# one that goes by MLIR. A jaxlib that no longer has it would not start: 0.11 and later.
 # Before JAX is imported, or it is not heard.
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+OLD_EMITTER = "--xla_cpu_use_fusion_emitters=false"
+QUICK = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+  QUICK += f" {OLD_EMITTER}"
 os.environ.setdefault("XLA_FLAGS", QUICK)
 # Many tests train or ask the same small model: what one process of a session has compiled, the
 # others read, those of xdist and those that tests start. Name a folder to keep it for the next.
