@@ -13,6 +13,9 @@ Suites, each with the figures that it writes under "figures":
            through (router.gradient="all"), over the first number of experts, and over gathered ones
   experts  full_over_dense: tokens/s of experts with matrices of their own over those of a dense
            model with all layers trained, on 2B rows, and a frozen forward on B
+  mfu      of routed, half_trunk and plain: the share of the device's peak that their operations
+           reach, with growth and over_plain_lora as in train; for sizes and devices where every
+           expert on every input is not to be had
   memory   peak_bytes: growth from the first to the last number of experts, and adapters' own bytes
   compile  growth of the time that compilation takes
   decode   tokens/s of 32 tokens behind a prompt that fills the rest of a row: over a plain decode
@@ -25,7 +28,6 @@ Suites, each with the figures that it writes under "figures":
 Every case is written with its times, FLOPs and bytes. Medians, with interquartile ranges.
 """
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -39,7 +41,7 @@ from configs import bench as sizes
 from experiments import cases, cli, loops
 from experiments.cases import Case
 from iclm import axes, config, outputs, workdir
-from iclm.audit import hlo, work
+from iclm.audit import chips, hlo, work
 from iclm.config import Config, InputError
 from iclm.nn import transformer
 
@@ -81,17 +83,8 @@ def _counts(given: Sequence[str]) -> list[int]:
   return counts
 
 
-def _with(c: Config, **parts: Any) -> Config:
-  """A config with some keys of its parts replaced."""
-  changed = {
-    name: dataclasses.replace(getattr(c, name), **new) if isinstance(new, dict) else new
-    for name, new in parts.items()
-  }
-  return dataclasses.replace(c, **changed)
-
-
 def train(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
-  of = lambda n, **parts: _with(c, experts={"count": n}, **parts)
+  of = lambda n, **parts: cases.vary(c, experts={"count": n}, **parts)
   half = {"trunk_layers": c.model.layers // 2}
   first, last = counts[0], counts[-1]
   routed = {n: cases.ours(f"routed/{n}", of(n)) for n in counts}
@@ -106,60 +99,81 @@ def train(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], d
   cases.time_in_turns(found, WARMUP, repeats)
   floor = lambda n: (2 + 4 * (n + 1)) / (2 + 8)
   figures: dict[str, Any] = {
-    f"growth_{n}_over_{first}": _ratio(routed[n], routed[first]) for n in counts[1:]
+    f"growth_{n}_over_{first}": cases.ratio(routed[n], routed[first]) for n in counts[1:]
   }
   figures["over_all_k"] = {
-    str(n): _ratio(every[n], routed[n]) | {"flop_floor": floor(n)} for n in counts
+    str(n): cases.ratio(every[n], routed[n]) | {"flop_floor": floor(n)} for n in counts
   }
   for of_floor in figures["over_all_k"].values():
     of_floor["of_floor"] = of_floor["time"] / of_floor["flop_floor"]
-  figures["over_plain_lora"] = _ratio(routed[last], plain)
-  figures["over_plain_lora_half_trunk"] = _ratio(trunk, plain)
-  figures["kept_prompts"] = _ratio(kept, reading)
+  figures["over_plain_lora"] = cases.ratio(routed[last], plain)
+  figures["over_plain_lora_half_trunk"] = cases.ratio(trunk, plain)
+  figures["kept_prompts"] = cases.ratio(kept, reading)
   return found, figures
 
 
 def block(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
-  of = lambda n, gradient: _with(c, experts={"count": n}, router={"gradient": gradient})
+  of = lambda n, gradient: cases.vary(c, experts={"count": n}, router={"gradient": gradient})
   gathered = {n: cases.ours(f"gathered/{n}", of(n, "chosen")) for n in counts}
   through = {n: cases.ours(f"block/{n}", of(n, "all")) for n in counts}
   found = [*gathered.values(), *through.values()]
   cases.time_in_turns(found, WARMUP, repeats)
   first = counts[0]
   return found, {
-    "growth": {f"{n}_over_{first}": _ratio(through[n], through[first]) for n in counts[1:]},
-    "over_gathered": {str(n): _ratio(through[n], gathered[n]) for n in counts},
+    "growth": {f"{n}_over_{first}": cases.ratio(through[n], through[first]) for n in counts[1:]},
+    "over_gathered": {str(n): cases.ratio(through[n], gathered[n]) for n in counts},
   }
 
 
 def full_experts(
   c: Config, counts: Sequence[int], repeats: int
 ) -> tuple[list[Case], dict[str, Any]]:
-  c = _with(c, experts={"kind": "full", "projections": transformer.PROJECTIONS})
-  full = {n: cases.ours(f"full/{n}", _with(c, experts={"count": n})) for n in counts}
+  c = cases.vary(c, experts={"kind": "full", "projections": transformer.PROJECTIONS})
+  full = {n: cases.ours(f"full/{n}", cases.vary(c, experts={"count": n})) for n in counts}
   dense = cases.plain("dense_2B_and_forward_B", c)
   found = [*full.values(), dense]
   cases.time_in_turns(found, WARMUP, repeats)
   first, last = counts[0], counts[-1]
   return found, {
     # Tokens/s are the inverse of the time.
-    "full_over_dense": {str(n): _ratio(dense, case) for n, case in full.items()},
-    f"growth_{last}_over_{first}": _ratio(full[last], full[first]),
+    "full_over_dense": {str(n): cases.ratio(dense, case) for n, case in full.items()},
+    f"growth_{last}_over_{first}": cases.ratio(full[last], full[first]),
   }
 
 
 def loss(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
-  whole = _with(c, experts={"count": counts[0]})
-  without = _with(whole, bottleneck={"kind": "none"}, loss={"beta": 0.0, "dependence": 0.0})
+  whole = cases.vary(c, experts={"count": counts[0]})
+  without = cases.vary(whole, bottleneck={"kind": "none"}, loss={"beta": 0.0, "dependence": 0.0})
   found = [cases.ours("every_loss", whole), cases.ours("no_bottleneck_no_dependence", without)]
   cases.time_in_turns(found, WARMUP, repeats)
-  ratio = _ratio(*found)
+  ratio = cases.ratio(*found)
   return found, {"loss_share": {key: 1 - 1 / value for key, value in ratio.items()}}
+
+
+def mfu(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
+  of = lambda n, **parts: cases.vary(c, experts={"count": n}, **parts)
+  first, last = counts[0], counts[-1]
+  half = of(first, model={"trunk_layers": c.model.layers // 2})
+  configs = {f"routed/{n}": of(n) for n in counts} | {f"routed/{first}/half_trunk": half}
+  ours = {name: cases.ours(name, changed) for name, changed in configs.items()}
+  plain = cases.plain("plain_lora_2B_and_forward_B", of(first))
+  found = [*ours.values(), plain]
+  cases.time_in_turns(found, WARMUP, repeats)
+  # The same passes through the layers, without messages.
+  configs[plain.name] = of(first, bottleneck={"kind": "none"}, loss={"beta": 0.0})
+  peak = chips.peak_flops(jax.devices()[0].device_kind)
+  return found, {
+    **{f"growth_{n}_over_{first}": cases.ratio(ours[f"routed/{n}"], found[0]) for n in counts[1:]},
+    "over_plain_lora": cases.ratio(ours[f"routed/{last}"], plain),
+    "over_plain_lora_half_trunk": cases.ratio(ours[f"routed/{first}/half_trunk"], plain),
+    "peak_flops": peak,
+    "mfu": {case.name: case.mfu(configs[case.name], peak) for case in found} if peak else None,
+  }
 
 
 def memory(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
   del repeats
-  found = [cases.ours(f"routed/{n}", _with(c, experts={"count": n})) for n in counts]
+  found = [cases.ours(f"routed/{n}", cases.vary(c, experts={"count": n})) for n in counts]
   first, last = found[0], found[-1]
   grown = last.peak_bytes - first.peak_bytes
   # An adapter's own: parameters, two moments, and a gradient.
@@ -171,7 +185,7 @@ def memory(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], 
 def compilation(
   c: Config, counts: Sequence[int], repeats: int
 ) -> tuple[list[Case], dict[str, Any]]:
-  found = [cases.ours(f"routed/{n}", _with(c, experts={"count": n})) for n in counts]
+  found = [cases.ours(f"routed/{n}", cases.vary(c, experts={"count": n})) for n in counts]
   for _ in range(repeats - 1):
     for case in found:
       case.compile_again()
@@ -181,14 +195,15 @@ def compilation(
 
 def decode(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
   ours = {
-    n: cases.decode(f"routed/{n}", _with(c, experts={"count": n}), c.batch_size) for n in counts
+    n: cases.decode(f"routed/{n}", cases.vary(c, experts={"count": n}), c.batch_size)
+    for n in counts
   }
-  base = _with(c, experts={"kind": "none"}, loss={"beta": 0.0, "dependence": 0.0})
+  base = cases.vary(c, experts={"kind": "none"}, loss={"beta": 0.0, "dependence": 0.0})
   plain = cases.decode("plain_base_2B", base, 2 * c.batch_size)
-  one = _with(c, experts={"count": counts[0]})
+  one = cases.vary(c, experts={"count": counts[0]})
   variants = {
-    "combine_logits": _with(one, combine="logits"),  # No row of the base beside the streams'.
-    "half_trunk": _with(one, model={"trunk_layers": c.model.layers // 2}),
+    "combine_logits": cases.vary(one, combine="logits"),  # No row of the base beside the streams'.
+    "half_trunk": cases.vary(one, model={"trunk_layers": c.model.layers // 2}),
   }
   others = {
     name: cases.decode(f"routed/{counts[0]}/{name}", changed, c.batch_size)
@@ -200,10 +215,10 @@ def decode(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], 
   both = lambda pair: sum(case.summary(case.step_s)["median"] for case in pair)
   # Tokens/s are the inverse of the time, so that the baseline's stands above ours.
   return found, {
-    "over_plain_2B": {str(n): _ratio(plain[1], pair[1]) for n, pair in ours.items()},
-    **{f"over_plain_2B_{name}": _ratio(plain[1], pair[1]) for name, pair in others.items()},
+    "over_plain_2B": {str(n): cases.ratio(plain[1], pair[1]) for n, pair in ours.items()},
+    **{f"over_plain_2B_{name}": cases.ratio(plain[1], pair[1]) for name, pair in others.items()},
     "over_plain_2B_with_prompt": {str(n): both(plain) / both(pair) for n, pair in ours.items()},
-    f"tokens_{last}_over_{first}": _ratio(ours[first][1], ours[last][1]),
+    f"tokens_{last}_over_{first}": cases.ratio(ours[first][1], ours[last][1]),
     "prompt_and_answer_s": {str(n): both(pair) for n, pair in (ours | others).items()},
   }
 
@@ -220,7 +235,7 @@ def devices(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case],
   for shape in MESHES:
     mesh = dict(zip(axes.MESH, shape, strict=True))
     name = ",".join(map(str, shape))
-    found.append(cases.ours(name, _with(c, experts={"count": counts[-1]}, mesh=mesh)))
+    found.append(cases.ours(name, cases.vary(c, experts={"count": counts[-1]}, mesh=mesh)))
     counted[name] = work.flops(hlo.parse(found[-1].run.as_text()))
   one = found[0].flops
   return found, {"flops_per_device": {name: n / one for name, n in counted.items()}}
@@ -228,7 +243,7 @@ def devices(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case],
 
 def loop(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
   # Answers of the tasks are of any length.
-  return loops.measure(_with(c, experts={"count": counts[0]}, data={"counted": 0}), repeats)
+  return loops.measure(cases.vary(c, experts={"count": counts[0]}, data={"counted": 0}), repeats)
 
 
 SUITES: dict[str, Callable[..., tuple[list[Case], dict[str, Any]]]] = {
@@ -236,22 +251,13 @@ SUITES: dict[str, Callable[..., tuple[list[Case], dict[str, Any]]]] = {
   "loss": loss,
   "block": block,
   "experts": full_experts,
+  "mfu": mfu,
   "memory": memory,
   "compile": compilation,
   "decode": decode,
   "devices": devices,
   "loop": loop,
 }
-
-
-def _ratio(case: Case, baseline: Case) -> dict[str, float]:
-  """Of step times, by medians, of FLOPs and of bytes."""
-  time, other = (c.summary(c.step_s)["median"] for c in (case, baseline))
-  return {
-    "time": time / other,
-    "flops": case.flops / baseline.flops,
-    "bytes": case.peak_bytes / baseline.peak_bytes,
-  }
 
 
 def _show(found: Sequence[Case], figures: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from iclm import compose, experts, losses, optim, sharding, step
-from iclm.audit import flops
+from iclm.audit import flops, formula
 from iclm.config import Config
 from iclm.data.pipeline import Batch
 from iclm.generate import decoding
@@ -48,6 +48,7 @@ class Case:
 
   def __post_init__(self):
     self.compile_again()
+    print(f"{self.name}: compiled in {self.compile_s[0]:.1f} s", flush=True)
 
   def compile_again(self) -> None:
     # JAX keeps what it has compiled, and so does a lowering that was given no options.
@@ -78,6 +79,15 @@ class Case:
     q1, median, q3 = np.quantile(seconds, (0.25, 0.5, 0.75))
     return {"median": float(median), "q1": float(q1), "q3": float(q3), "n": len(seconds)}
 
+  def mfu(self, c: Config, peak: float) -> float:
+    """Model FLOP utilisation: what a step of the config takes by formula, over time and peak.
+
+    Without what rematerialisation computes again, nor pairs of tokens of which one is not seen.
+    """
+    c = vary(c, model={"remat": "none"})
+    needed = formula.train_step(c, seen=0.5 if c.model.attention == "causal" else 1.0)
+    return needed / (self.summary(self.step_s)["median"] * peak)
+
   def told(self) -> dict[str, Any]:
     """JSON-able."""
     return {
@@ -86,6 +96,25 @@ class Case:
       "flops": self.flops,
       "peak_bytes": self.peak_bytes,
     }
+
+
+def vary(c: Config, **parts: Any) -> Config:
+  """A config with some keys of its parts replaced."""
+  changed = {
+    name: dataclasses.replace(getattr(c, name), **new) if isinstance(new, dict) else new
+    for name, new in parts.items()
+  }
+  return dataclasses.replace(c, **changed)
+
+
+def ratio(case: Case, baseline: Case) -> dict[str, float]:
+  """Of step times, by medians, of FLOPs and of bytes."""
+  time, other = (c.summary(c.step_s)["median"] for c in (case, baseline))
+  return {
+    "time": time / other,
+    "flops": case.flops / baseline.flops,
+    "bytes": case.peak_bytes / baseline.peak_bytes,
+  }
 
 
 def time_in_turns(cases: Sequence[Case], warmup: int, repeats: int) -> None:
@@ -135,7 +164,8 @@ def plain(name: str, c: Config) -> Case:
     moving = sharding.unbox(experts.make(c, m.layers).init(jax.random.key(1)))["adapter"]
 
   def forward(base, layers, batch):
-    mask_BTT = attention.own_mask(batch.segment_BT, None)
+    is_told = m.kernel == "cudnn"  # As the composition: such a kernel knows what is causal.
+    mask_BTT = None if is_told else attention.own_mask(batch.segment_BT, None)
     one_BTE = jnp.ones((*batch.tokens_BT.shape, 1))
     shared = transformer.shared(m, batch.position_BT, mask_BTT, one_BTE)
     call = lambda method, *args: decoder.apply({"params": base}, *args, method=method)

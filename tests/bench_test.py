@@ -11,7 +11,7 @@ import pytest
 from configs import bench as sizes
 from experiments import bench, cases
 from iclm import compose, config, optim, sharding, step
-from iclm.audit import flops
+from iclm.audit import chips, flops, formula
 from iclm.config import InputError
 from iclm.nn import transformer
 
@@ -63,6 +63,26 @@ def test_figures_stand_beside_their_cases(small, untimed):
   assert json.dumps({case.name: case.told() for case in found})
 
 
+def test_the_share_of_the_peak_is_of_what_the_model_needs(small, untimed, monkeypatch):
+  monkeypatch.setattr(chips, "peak_flops", lambda kind: 1e6)
+  found, figures = bench.mfu(small, [2, 6], 2)
+  names = ["routed/2", "routed/6", "routed/2/half_trunk", "plain_lora_2B_and_forward_B"]
+  assert [case.name for case in found] == list(figures["mfu"]) == names
+  assert figures["growth_6_over_2"]["time"] == 2 and figures["over_plain_lora"]["time"] == 2 / 4
+  # What is computed again does not count, nor half of the pairs of tokens. Attention in a base and
+  # two streams, the latter also backward: 7 times two products of 16 tokens in two layers.
+  attention = 8 * 16 * 2 * 7 * (2 * 2 * 32 * 16)
+  needed = formula.train_step(small) - attention / 2
+  assert figures["mfu"]["routed/2"] == pytest.approx(needed / 1e6)
+  full = cases.vary(small, model={"remat": "full"})
+  assert found[0].mfu(full, 1e6) == figures["mfu"]["routed/2"]
+
+
+def test_peaks_go_by_the_name_of_a_device():
+  assert chips.peak_flops("NVIDIA H100 80GB HBM3") == chips.peak_flops("NVIDIA H200") == 989.4e12
+  assert chips.peak_flops("TPU v5 lite") == 197e12 and chips.peak_flops("cpu") is None
+
+
 def test_block_adapters_grow_with_their_number_and_gathered_ones_do_not(small, untimed):
   found, figures = bench.block(small, [2, 8], 2)
   assert [case.name for case in found] == ["gathered/2", "gathered/8", "block/2", "block/8"]
@@ -74,7 +94,7 @@ def test_block_adapters_grow_with_their_number_and_gathered_ones_do_not(small, u
 
 def counted(**parts) -> float:
   """FLOPs of a train step at size S; nothing is compiled."""
-  c = bench._with(config.from_config_dict(sizes.get_config("S")), **parts)
+  c = cases.vary(config.from_config_dict(sizes.get_config("S")), **parts)
   model, tx = compose.build(c, c.data.tokenizer.vocab_size), optim.from_config(c)
   state = step.abstract_state(c, model, tx, sharding.make_mesh(c.mesh))
   advance = functools.partial(step.train_step, config=c, model=model, tx=tx)
@@ -145,7 +165,7 @@ def test_compilations_are_timed(small):
 
 
 def test_answers_are_timed_apart_from_their_prompts(small):
-  c = bench._with(small, data={"seq_len": 40}, batch_size=2)
+  c = cases.vary(small, data={"seq_len": 40}, batch_size=2)
   found, figures = bench.decode(c, [2, 6], 2)
   assert [case.name for case in found] == [
     f"{name}/{part}"

@@ -9,6 +9,7 @@ import pytest
 from conftest import OLD_EMITTER, QUICK, VOCAB, build, fresh, jitted, make_batch, tiny
 
 from iclm import axes, compose, losses
+from iclm.compose.cache import Passes
 
 COMBINES = ("residual", "logits", "concat", "probas")
 ALONE = {"loss__dependence": 0.0, "experts__invariant": False}
@@ -224,6 +225,33 @@ def test_every_option_runs_forward_and_backward(batch, given):
   value, grads = jax.value_and_grad(lambda p: nll(model, p, batch, jax.random.key(0)))(params)
   assert jnp.isfinite(value)
   assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+ONE_CAUSAL = {"model__attention": "causal", "data__questions_per_row": 1}
+
+
+def test_a_kernel_that_knows_what_is_causal_needs_no_mask(monkeypatch):
+  batch = make_batch(0, 8, 20, n_questions=1)
+  model, params = build(tiny(**ONE_CAUSAL))
+  masked = model.apply(params, batch)
+  monkeypatch.setattr(compose.model, "_mask", lambda *_: None)
+  told = jitted(tiny(**ONE_CAUSAL)).apply(params, batch)
+  real_BT = np.asarray(batch.segment_BT) > 0
+  np.testing.assert_allclose(told.logits_BTV[real_BT], masked.logits_BTV[real_BT], atol=2e-5)
+  np.testing.assert_array_equal(told.routing.index_B, masked.routing.index_B)
+
+
+@pytest.mark.parametrize("changes", [
+  {}, {"data__questions_per_row": 2}, {"model__window": 4}, {"model__attention": "prefix"},
+])  # fmt: skip
+def test_the_mask_is_left_out_only_where_it_is_causal(batch, changes):
+  given = ONE_CAUSAL | {"model__kernel": "cudnn", "model__dtype": "bfloat16"}
+  mask = lambda cache, **more: compose.model._mask(
+    tiny(**given | changes | more), batch, Passes(lambda x: x, cache)
+  )
+  assert (mask(None) is None) == (not changes)
+  assert mask(None, model__kernel="xla", model__dtype="float32") is not None
+  assert mask(compose.empty_cache(*batch.tokens_BT.shape)) is not None
 
 
 def test_what_is_computed_again_is_the_same(batch):

@@ -1,4 +1,4 @@
-"""What a TPU chip can do, by its maker, and the slices of them that a program is compiled for."""
+"""What a chip can do, by its maker, and the slices of TPUs that a program is compiled for."""
 
 import importlib.util
 import math
@@ -27,6 +27,11 @@ class Chip(NamedTuple):
   slices: tuple[str, ...]
 
 
+# Dense bfloat16 products per second of a device, by the start of the kind that JAX tells. Source:
+# NVIDIA's datasheets, of the SXM parts, without sparsity.
+GPUS = {"NVIDIA A100": 312e12, "NVIDIA H100": 989.4e12, "NVIDIA H200": 989.4e12}
+TPUS = {"TPU v5 lite": "v5e", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
+
 _PLANE = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
 
@@ -37,6 +42,12 @@ CHIPS = {
   "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9, (16, 20, 28), _CUBE),
   "v6e": Chip(32 * 2**30, 918e12, 1640e9, 400e9, (16, 16), _PLANE),
 }
+
+
+def peak_flops(kind: str) -> float | None:
+  """Products in bfloat16 per second of a device, of the kind that JAX tells; None: not known."""
+  peaks = GPUS | {name: CHIPS[family].flops for name, family in TPUS.items()}
+  return next((peak for name, peak in peaks.items() if kind.startswith(name)), None)
 
 
 def slice_of(name: str) -> tuple[Chip, list[Any]]:

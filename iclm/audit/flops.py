@@ -31,6 +31,8 @@ def _of_equation(equation: Any) -> float:
   name, params = equation.primitive.name, equation.params
   if name == "dot_general":
     return _product(equation)
+  if name.startswith("dot_product_attention"):
+    return _attention(equation)
   inner = [_of_jaxpr(j) for j in map(_open, _jaxprs(params))]
   if name == "cond":
     return max(inner)
@@ -47,6 +49,18 @@ def _product(equation: Any) -> float:
   # Each side's size holds the contracted and the batch axes once.
   free = math.prod(left) / (shared * rows) * math.prod(right) / (shared * rows)
   return 2 * rows * shared * free
+
+
+def _attention(equation: Any) -> float:
+  """Of the fused kernel of cuDNN: two products of queries and keys, four in the backward pass.
+
+  A causal kernel skips half of the pairs. What its backward pass computes again is left out.
+  """
+  q, k = (v.aval.shape for v in equation.invars[:2])
+  n_batch, n_queries, n_heads, width = q
+  n_products = 4 if "bwd" in equation.primitive.name else 2
+  is_causal = "CAUSAL" in str(equation.params["mask_type"]).upper()
+  return n_products * 2 * n_batch * n_heads * n_queries * k[1] * width * (0.5 if is_causal else 1.0)
 
 
 def _jaxprs(params: dict[str, Any]) -> list[Any]:

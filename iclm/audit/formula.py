@@ -10,20 +10,25 @@ from iclm.config import Config
 from iclm.nn import transformer
 
 
-def train_step(c: Config) -> float:
-  """Returns operations of one step over all devices."""
+def train_step(c: Config, seen: float = 1.0) -> float:
+  """Returns operations of one step over all devices.
+
+  Args:
+    seen: share of the pairs of positions that attention computes, in (0, 1]: all of them under a
+      mask; half where a causal kernel skips the others.
+  """
   m, moves = c.model, c.trains.base
   lower = moves and c.trains.lower
   n_upper = m.layers - m.trunk_layers
   every = float(sum(_weights(c).values()))
-  once = lambda backward: _layer(c, backward, every * moves)
+  once = lambda backward: _layer(c, backward, every * moves, seen)
   per_token = m.trunk_layers * once(lower)
   if c.experts.kind == "none":
     per_token += n_upper * once(moves)
   else:
     if c.combine == "residual" or (c.router.reads == "base" and not c.router.cached):
       per_token += n_upper * once(moves and c.combine == "residual")
-    per_token += _streams(c) * n_upper * _adapted(c, every * moves)
+    per_token += _streams(c) * n_upper * _adapted(c, every * moves, seen)
   n_counted = c.data.counted or c.data.seq_len
   # Around a core the domain expert's message is what the core reads of every token.
   n_said = c.data.seq_len if c.topology.kind == "around" else n_counted
@@ -36,11 +41,11 @@ def _weights(c: Config) -> dict[str, int]:
   return {name: d_in * d_out for name, (d_in, d_out) in transformer.sizes(c.model).items()}
 
 
-def _layer(c: Config, backward: bool, moved: float) -> float:
+def _layer(c: Config, backward: bool, moved: float, seen: float) -> float:
   """Of one layer; `moved` of its weights get a gradient."""
   m, sizes = c.model, _weights(c)
   weights = sum(sizes.values())
-  attention = 4 * m.heads * m.head_size * c.data.seq_len
+  attention = seen * 4 * m.heads * m.head_size * c.data.seq_len
   forward = 2 * weights + attention
   if not backward:
     return forward
@@ -58,16 +63,16 @@ def _streams(c: Config) -> int:
   return len(compose.streams(c))
 
 
-def _adapted(c: Config, moved: float) -> float:
+def _adapted(c: Config, moved: float, seen: float) -> float:
   """Of one layer of a stream, forward and backward with respect to states and weights."""
   m, e = c.model, c.experts
   if e.kind == "full":  # The gradient of a sum of two matrices is that of either.
     own = sum(_weights(c)[name] for name in e.projections)
-    return _layer(c, True, max(moved, own))
+    return _layer(c, True, max(moved, own), seen)
   wide = sum(sum(transformer.sizes(m)[name]) for name in e.projections)
   served = e.count + e.invariant if compose.is_block(c) else 1
   adapters = served * e.rank * wide * (6 if m.remat == "none" else 8)
-  return _layer(c, True, moved) + adapters
+  return _layer(c, True, moved, seen) + adapters
 
 
 def _messages(c: Config) -> float:

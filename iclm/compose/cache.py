@@ -53,6 +53,11 @@ class Passes:
   def __init__(self, pin: Callable[[Array], Array], cache: Cache | None):
     self.pin, self._cache, self._own = pin, cache, {}
 
+  @property
+  def reads_all(self) -> bool:
+    """Whether no cache holds a past, or is to hold what is read."""
+    return self._cache is None
+
   def __call__(self, name: str | None, run: Callable[..., Any]) -> Any:
     """The states of `run(past=...)`; a pass without a name is not remembered."""
     if self._cache is None or name is None:

@@ -80,7 +80,15 @@ def _box(value: Array, names: tuple[str | None, ...]) -> nn.LogicallyPartitioned
   return nn.LogicallyPartitioned(value, names)
 
 
-def _mask(config: Config, batch: Batch, passes: Passes) -> Bool[Array, "B T C"]:
+def _mask(config: Config, batch: Batch, passes: Passes) -> Bool[Array, "B T C"] | None:
+  """Who sees whom; None where each token sees all before it, which a kernel need not be told.
+
+  A kernel that knows it skips half of the products. Only padding then sees more than under a mask.
+  """
+  m, has_one = config.model, config.data.questions_per_row == 1
+  plain = m.attention == "causal" and m.window == 0 and passes.reads_all
+  if m.kernel == "cudnn" and plain and has_one:
+    return None
   prefix_BT = batch.segment_BT == 1 if config.model.attention == "prefix" else None
   own_BTT = attention.own_mask(batch.segment_BT, prefix_BT)
   return passes.mask(batch, own_BTT, config.model.window)

@@ -25,6 +25,7 @@ NAMES = {  # Logical axes of their input and output.
 }
 BIASED = ("q", "k", "v")  # Where the config has biases: Qwen 2.
 
+
 # What is kept of a layer for its backward pass, beside what goes into it.
 REMAT = {"light": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
@@ -39,7 +40,8 @@ def sizes(model: Model) -> dict[str, tuple[int, int]]:
 class Shared(NamedTuple):
   """What every layer sees alike."""
 
-  mask_BTC: Bool[Array, "B T C"]  # Keys: a cache's where there is one, then the T tokens' own.
+  # Keys: a cache's where there is one, then the T tokens' own. None: each sees those before it.
+  mask_BTC: Bool[Array, "B T C"] | None
   cos_BTK: Float[Array, "B T K"]
   sin_BTK: Float[Array, "B T K"]
   weights_BTE: Float[Array, "B T E"] | None  # Of block adapters; None when they are gathered.
@@ -49,7 +51,7 @@ class Shared(NamedTuple):
 def shared(
   model: Model,
   position_BT: Int[Array, "B T"],
-  mask_BTC: Bool[Array, "B T C"],
+  mask_BTC: Bool[Array, "B T C"] | None,
   weights_BTE: Float[Array, "B T E"] | None,
 ) -> Shared:
   """The rotations of RoPE for each position, and what else the layers share."""
@@ -137,8 +139,10 @@ class Block(nn.Module):
       held = shared.past, own, shared.mask_BTC
       mixed_BTHK = attention.attend_held(layer["layer"], q_BTHK, *held)
     else:
+      is_causal = shared.mask_BTC is None
+      mask = None if is_causal else shared.mask_BTC[:, None]
       mixed_BTHK = jax.nn.dot_product_attention(
-        q_BTHK, k_BTHK, v_BTHK, mask=shared.mask_BTC[:, None], implementation=m.kernel
+        q_BTHK, k_BTHK, v_BTHK, mask=mask, is_causal=is_causal, implementation=m.kernel
       )
     flat = mixed_BTHK.reshape(b, t, m.heads * m.head_size)
     return self._project("o", flat, layer, shared), own
