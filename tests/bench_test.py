@@ -118,6 +118,12 @@ def test_the_number_of_experts_is_free():
   assert kept / reading == pytest.approx(0.8, rel=0.02)
 
 
+def test_light_computes_attention_again_and_nothing_else():
+  light = counted(model={"remat": "light"}) - counted()
+  # Scores and mixture of 256 tokens, in both streams of 8 rows and in four layers.
+  assert light == 8 * 2 * 256 * 4 * (2 * 2 * 256 * 256)
+
+
 def test_a_plain_lora_step_is_the_formula(small):
   # At width 32 attention and head weigh much: all of it, by hand, per token of one row. The head
   # is there for the 4 tokens of an answer.

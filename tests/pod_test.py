@@ -85,6 +85,7 @@ def test_eight_devices_share_the_work_of_one():
     {"compute": "all"},
     {"router.kind": "soft"},
     {"experts.kind": "full", "trains.base": True, "model.remat": "full"},
+    {"experts.kind": "full", "model.remat": "light"},
     {"model.trunk_layers": 2, "loss.aux": 0.1},
     {"combine": "logits", "router.cached": True},
     {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0},

@@ -50,7 +50,8 @@ def _layer(c: Config, backward: bool, moved: float, seen: float) -> float:
   if not backward:
     return forward
   # Computed again is all but the last product, which nothing backward reads.
-  again = {"none": 0.0, "light": attention, "full": forward - 2 * sizes["down"]}[m.remat]
+  light = 0.0 if m.kernel == "cudnn" else attention
+  again = {"none": 0.0, "light": light, "full": forward - 2 * sizes["down"]}[m.remat]
   return forward + again + 2 * weights + 2 * moved + 2 * attention
 
 
@@ -71,7 +72,7 @@ def _adapted(c: Config, moved: float, seen: float) -> float:
     return _layer(c, True, max(moved, own), seen)
   wide = sum(sum(transformer.sizes(m)[name]) for name in e.projections)
   served = e.count + e.invariant if compose.is_block(c) else 1
-  adapters = served * e.rank * wide * (6 if m.remat == "none" else 8)
+  adapters = served * e.rank * wide * (8 if m.remat == "full" else 6)
   return _layer(c, True, moved, seen) + adapters
 
 

@@ -53,8 +53,8 @@ class Model:
   attention: Literal["causal", "prefix"]  # prefix: bidirectional over the shared context.
   kernel: Literal["xla", "cudnn"]  # cudnn needs a GPU and bfloat16.
   dtype: Literal["float32", "bfloat16"]  # Of the matmuls; softmax, norms, losses stay float32.
-  # What the backward pass computes again: nothing; all of a layer but its products with weights; or
-  # all of it.
+  # What the backward pass computes again: nothing; all of a layer but its products with weights and
+  # cuDNN's attention; or all of it.
   remat: Literal["none", "light", "full"]
 
 

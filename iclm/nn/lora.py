@@ -10,7 +10,10 @@ Hu et al. 2021 (arXiv 2106.09685). One call adapts every row of a batch, whichev
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+PRODUCT = "product"  # Name of a result that rematerialisation may keep.
 
 
 def delta(
@@ -29,8 +32,10 @@ def delta(
   """
   a, b = a.astype(x_BTD.dtype), b.astype(x_BTD.dtype)
   if weights_BTE is None:
-    return jnp.einsum("btr,brf->btf", jnp.einsum("btd,bdr->btr", x_BTD, a), b)
-  low_BTER = jnp.einsum("btd,edr->bter", x_BTD, a) * weights_BTE[..., None].astype(x_BTD.dtype)
+    low_BTR = checkpoint_name(jnp.einsum("btd,bdr->btr", x_BTD, a), PRODUCT)
+    return jnp.einsum("btr,brf->btf", low_BTR, b)
+  low_BTER = checkpoint_name(jnp.einsum("btd,edr->bter", x_BTD, a), PRODUCT)
+  low_BTER = low_BTER * weights_BTE[..., None].astype(x_BTD.dtype)
   return jnp.einsum("bter,erf->btf", low_BTER, b)
 
 

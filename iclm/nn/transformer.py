@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from iclm import axes
@@ -26,8 +27,16 @@ NAMES = {  # Logical axes of their input and output.
 BIASED = ("q", "k", "v")  # Where the config has biases: Qwen 2.
 
 
-# What is kept of a layer for its backward pass, beside what goes into it.
-REMAT = {"light": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+def _fused_attention(primitive, *_, **__) -> bool:
+  return primitive.name.startswith("dot_product_attention_fwd")  # Of cuDNN.
+
+
+# What is kept of a layer for its backward pass, beside what goes into it. Of light: products, their
+# adapters' added, since adding them again is a pass over memory; and attention where one kernel
+# does it, whose result is as small. Apart it is T x T, and computed again.
+_named = jax.checkpoint_policies.save_only_these_names(lora.PRODUCT)
+_both = jax.checkpoint_policies.save_from_both_policies(_named, _fused_attention)
+REMAT = {"light": _both, "full": None}
 
 
 def sizes(model: Model) -> dict[str, tuple[int, int]]:
@@ -148,6 +157,9 @@ class Block(nn.Module):
     return self._project("o", flat, layer, shared), own
 
   def _project(self, name, x_BTD, layer, shared):
+    return checkpoint_name(self._product(name, x_BTD, layer, shared), lora.PRODUCT)
+
+  def _product(self, name, x_BTD, layer, shared):
     d_in, d_out = sizes(self.model)[name]
     w_DF = _weight(self, name, (d_in, d_out), NAMES[name], d_in**-0.5)
     own = layer.get(name)
