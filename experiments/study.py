@@ -57,6 +57,8 @@ def _show(c: Config, result: train.Result, plain, found: dict[str, Any]) -> None
     for group, g in s["by_group"].items():
       base = [f"{plain.sets[name]['by_group'][group]['accuracy']:.3f}"] if plain else []
       table.add_row(f"  {group}", f"{g['accuracy']:.3f}", *base, "")
+  if not result.sets:
+    return
   console.print(table)
   first = next(iter(result.sets.values()))
   routes = rich.table.Table(
