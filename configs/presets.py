@@ -60,9 +60,14 @@ def bench_medium() -> config_dict.ConfigDict:
   return _shape(8, 512, 8, 8, 1376)
 
 
+def base_10m() -> config_dict.ConfigDict:
+  """11M parameters: the base of the demo."""
+  return _shape(8, 320, 5, 5, 860, dtype="bfloat16")
+
+
 def base_30m() -> config_dict.ConfigDict:
-  """30M parameters: one GPU."""
-  return _shape(8, 512, 8, 8, 1376)
+  """26M parameters: one GPU."""
+  return _shape(8, 512, 8, 8, 1376, dtype="bfloat16")
 
 
 def tinyllama_1b() -> config_dict.ConfigDict:

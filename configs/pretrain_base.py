@@ -4,7 +4,8 @@
   python -m experiments.expert --workdir=runs/base --export=base --out=runs/base_hf
   python -m experiments.train --config=configs/on_base.py --workdir=runs/on_base
 
-`--config=configs/pretrain_base.py:30m` is of 30M parameters, for one GPU; it has not been run yet.
+`--config=configs/pretrain_base.py:10m` and `:30m` are for one GPU; 10m is as large as a demo of 24
+MiB in bfloat16 can be.
 
 It learns to continue every token of the mechanisms, of ACRE and of RAVEN, in symbols. It is causal
 and its positions are consecutive, as those of the models that it stands in for.
@@ -17,6 +18,7 @@ from configs import base, presets
 # Size -> shape, steps, rows, learning rate.
 SIZES = {
   "small": (presets.small, 4_000, 32, 3e-3),
+  "10m": (presets.base_10m, 5_000, 256, 2e-3),
   "30m": (presets.base_30m, 20_000, 256, 2e-3),
 }
 TASKS = {
