@@ -257,11 +257,12 @@ def test_the_mask_is_left_out_only_where_it_is_causal(batch, changes):
 def test_what_is_computed_again_is_the_same(batch):
   # By the kernels of a run: those of the tests round a sum in the order of its program.
   kernels = {"xla_cpu_use_fusion_emitters": True} if OLD_EMITTER in QUICK else {}
+  atol = 1e-6 if kernels else 1e-4  # Later ones round by 3e-5; the largest is 22.
   of = lambda model: jax.jit(jax.grad(lambda p: nll(model, p, batch)), compiler_options=kernels)
   model, params = build(tiny())
   expected = of(model)(params)
   for kind in ("light", "full"):
     again = of(jitted(tiny(model__remat=kind)))(params)
     jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), again, expected
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol), again, expected
     )
