@@ -5,33 +5,23 @@
 It is not trained: `experiments.bench` measures its step with random tokens.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-from ml_collections import config_dict
-
 from configs import base, presets
 
 
-def _on_gpu(shape: Callable[[], config_dict.ConfigDict], **changes) -> Any:
-  """With the kernel that knows what is causal; of a layer only attention is computed again."""
-
-  def changed():
-    c = shape()
-    c.update(kernel="cudnn", remat="light", **changes)
-    return c
-
-  return changed
+def _on_gpu(shape, **changes):
+  """With the kernel that knows what is causal; of a layer nothing that costs is computed again."""
+  shape.update(kernel="cudnn", remat="light", **changes)
+  return shape
 
 
 # Size -> shape of the base, vocabulary, rows and tokens of a batch.
 SIZES = {
   "S": (presets.bench_small, 512, 8, 256),
   "M": (presets.bench_medium, 1024, 8, 256),
-  "1b": (_on_gpu(presets.tinyllama_1b), 32_000, 8, 2048),
-  "7b": (_on_gpu(presets.llama2_7b), 32_000, 8, 2048),
+  "1b": (lambda: _on_gpu(presets.tinyllama_1b()), 32_000, 8, 2048),
+  "7b": (lambda: _on_gpu(presets.llama2_7b()), 32_000, 8, 2048),
   # Matrices of each expert's own, of every layer of 1b, with their moments are 12 GB per expert.
-  "1b_4_layers": (_on_gpu(presets.tinyllama_1b, layers=4), 32_000, 8, 2048),
+  "1b_4_layers": (lambda: _on_gpu(presets.tinyllama_1b(), layers=4), 32_000, 8, 2048),
 }
 
 
