@@ -1,5 +1,7 @@
 """Counted operations are those of the formula, loops with their trips."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -43,3 +45,18 @@ def test_a_forward_pass_of_the_base_is_the_formula():
   attention = 2 * inner * 20  # Scores and mixture, over all 20 keys: the mask is no saving.
   expected = 2 * 8 * 20 * (m.layers * (per_layer + attention) + d * vocab)
   assert flops.of(model.apply, params, batch) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("name, products", [("fwd_wrapper", 2), ("bwd_wrapper", 4)])
+def test_attention_in_one_kernel_by_hand(name, products):
+  """cuDNN's cannot be traced without a GPU: an equation as it has them."""
+  var = lambda *shape: types.SimpleNamespace(aval=types.SimpleNamespace(shape=shape))
+  equation = lambda mask: types.SimpleNamespace(
+    primitive=types.SimpleNamespace(name=f"dot_product_attention_{name}"),
+    invars=[var(2, 5, 4, 8), var(2, 7, 2, 8), var(2, 7, 2, 8)],
+    params={"mask_type": mask},
+  )
+  # Four heads of queries, 5 tokens on 7: of width 8, in each of two rows.
+  whole = products * 2 * (2 * 4 * 5 * 7 * 8)
+  assert flops._of_equation(equation("MaskType.NO_MASK")) == whole
+  assert flops._of_equation(equation("MaskType.CAUSAL")) == whole / 2
