@@ -28,6 +28,7 @@ from experiments import cli
 from iclm import axes, config, outputs, sharding, workdir
 from iclm.audit import chips, pod
 from iclm.config import Config, InputError
+from iclm.nn import attention
 
 TOLERANCE = 0.02  # Between the operations of the formula and those counted.
 
@@ -38,6 +39,7 @@ def main(flag: flags.FlagValues) -> int:
   if flag.out and not pathlib.Path(flag.out).absolute().parent.is_dir():
     raise InputError(f"--out={flag.out}: there is no such folder")
   c = config.from_config_dict(flag.config)
+  attention.check_kernel(c.model, "tpu")
   chip, devices = chips.slice_of(flag.topology)
   check_mesh(c, flag.topology, len(devices))
   found = pod.abstract_step(c, sharding.make_mesh(c.mesh, devices))

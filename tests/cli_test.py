@@ -205,6 +205,14 @@ def run(*argv, module="experiments.train"):
     (["--config=configs/frozen_base.py:base", "--config.model.remat=ligth"], "mean 'light'"),
     (["--config=configs/frozen_base.py:bse"], "FILE:bse: the argument must be one of base, exp"),
     (["--config=configs/quickstart.py", "--config.mesh.data=64"], "batch_size|devices"),
+    (
+      [
+        "--config=configs/quickstart.py",
+        "--config.model.kernel=cudnn",
+        "--config.model.dtype=bfloat16",
+      ],
+      "cudnn' needs a GPU, and this is a cpu",
+    ),
     (["--config=configs/quickstart.py", "--config.experts.rank=999"], "rank = 999"),
     (["--config=configs/quickstart.py", "--wrokdir=x"], "workdir|wrokdir"),
     (["stray"], "stray|config"),

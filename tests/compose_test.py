@@ -254,6 +254,14 @@ def test_the_mask_is_left_out_only_where_it_is_causal(batch, changes):
   assert mask(compose.empty_cache(*batch.tokens_BT.shape)) is not None
 
 
+def test_a_run_of_a_gpu_is_read_where_there_is_none(batch):
+  given = {"model__dtype": "bfloat16", "data__questions_per_row": 2}
+  model, params = build(tiny(**given))
+  expected = model.apply(params, batch).logits_BTV
+  told = jitted(tiny(model__kernel="cudnn", **given)).apply(params, batch).logits_BTV
+  np.testing.assert_array_equal(told, expected)
+
+
 def test_what_is_computed_again_is_the_same(batch):
   # By the kernels of a run: those of the tests round a sum in the order of its program.
   kernels = {"xla_cpu_use_fusion_emitters": True} if OLD_EMITTER in QUICK else {}

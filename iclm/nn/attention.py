@@ -8,6 +8,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from iclm.config import InputError, Model
+
+
+def check_kernel(model: Model, platform: str) -> None:
+  """What is trained, measured or compiled has to get the kernel that its config names.
+
+  Args:
+    platform: as `jax.default_backend` calls it.
+
+  Raises:
+    InputError: cuDNN's, and there is no GPU.
+  """
+  if model.kernel == "cudnn" and platform != "gpu":
+    raise InputError(
+      f"config.model.kernel = 'cudnn' needs a GPU, and this is a {platform}; 'xla' runs anywhere"
+    )
+
+
+def implementation(model: Model) -> str:
+  """What computes attention here: a run of a GPU is read where there is none, too."""
+  return model.kernel if jax.default_backend() == "gpu" else "xla"
+
 
 def own_mask(
   segment_BT: Int[Array, "B T"], prefix_BT: Bool[Array, "B T"] | None

@@ -150,8 +150,9 @@ class Block(nn.Module):
     else:
       is_causal = shared.mask_BTC is None
       mask = None if is_causal else shared.mask_BTC[:, None]
+      by: Any = attention.implementation(m)
       mixed_BTHK = jax.nn.dot_product_attention(
-        q_BTHK, k_BTHK, v_BTHK, mask=mask, is_causal=is_causal, implementation=m.kernel
+        q_BTHK, k_BTHK, v_BTHK, mask=mask, is_causal=is_causal, implementation=by
       )
     flat = mixed_BTHK.reshape(b, t, m.heads * m.head_size)
     return self._project("o", flat, layer, shared), own

@@ -17,6 +17,7 @@ from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
 from iclm.evals import accuracy, determined, locality
 from iclm.evals.subject import Subject
+from iclm.nn import attention
 from iclm.train import prompts, start
 
 
@@ -50,6 +51,7 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
     RunStopped: too many non-finite steps in a row, or collapsed routes where the config stops them.
   """
   step.check_weights(c)
+  attention.check_kernel(c.model, jax.default_backend())
   mesh = sharding.make_mesh(c.mesh)
   sharding.share(mesh)
   processes.meet(mesh)
