@@ -4,8 +4,8 @@
   python -m experiments.expert --workdir=runs/base --export=base --out=runs/base_hf
   python -m experiments.train --config=configs/on_base.py --workdir=runs/on_base
 
-`--config=configs/pretrain_base.py:10m` and `:30m` are for one GPU; 10m is as large as a demo of 24
-MiB in bfloat16 can be.
+`--config=configs/pretrain_base.py:10m` and `:30m` are for one GPU, and have not been run to their
+end; 10m is as large as a demo of 24 MiB in bfloat16 can be.
 
 It learns to continue every token of the mechanisms, of ACRE and of RAVEN, in symbols. It is causal
 and its positions are consecutive, as those of the models that it stands in for.
