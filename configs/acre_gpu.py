@@ -21,7 +21,6 @@ def get_config():
     attention="prefix",
     rope_theta=1e6,
     qk_init="equal",
-    dtype="bfloat16",
   )
   c.experts.update(count=2, rank=16, projections=("q", "k", "v", "o"))
   c.router.update(reads="embed", detach=True, scale=32.0, tau_steps=10_000)
