@@ -80,6 +80,9 @@ def test_the_share_of_the_peak_is_of_what_the_model_needs(small, untimed, monkey
 
 def test_peaks_go_by_the_name_of_a_device():
   assert chips.peak_flops("NVIDIA H100 80GB HBM3") == chips.peak_flops("NVIDIA H200") == 989.4e12
+  # As the topologies of libtpu call the chips of v5e, v5p and v6e.
+  found = [chips.peak_flops(kind) for kind in ("TPU v5 lite", "TPU v5", "TPU v6 lite")]
+  assert found == [197e12, 459e12, 918e12]
   assert chips.peak_flops("TPU v5 lite") == 197e12 and chips.peak_flops("cpu") is None
 
 

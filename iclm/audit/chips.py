@@ -27,10 +27,10 @@ class Chip(NamedTuple):
   slices: tuple[str, ...]
 
 
-# Dense bfloat16 products per second of a device, by the start of the kind that JAX tells. Source:
-# NVIDIA's datasheets, of the SXM parts, without sparsity.
+# Dense bfloat16 products per second of a device, by the start of the kind that JAX tells; the first
+# that fits. Source: NVIDIA's datasheets, of the SXM parts, without sparsity.
 GPUS = {"NVIDIA A100": 312e12, "NVIDIA H100": 989.4e12, "NVIDIA H200": 989.4e12}
-TPUS = {"TPU v5 lite": "v5e", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
+TPUS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
 
 _PLANE = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")

@@ -59,7 +59,7 @@ def _attention(equation: Any) -> float:
   q, k = (v.aval.shape for v in equation.invars[:2])
   n_batch, n_queries, n_heads, width = q
   n_products = 4 if "bwd" in equation.primitive.name else 2
-  is_causal = "CAUSAL" in str(equation.params["mask_type"]).upper()
+  is_causal = "CAUSAL" in str(equation.params["mask_type"])
   return n_products * 2 * n_batch * n_heads * n_queries * k[1] * width * (0.5 if is_causal else 1.0)
 
 
