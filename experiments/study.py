@@ -47,6 +47,13 @@ def _forced(c: Config, result: train.Result) -> dict[str, float]:
 
 def _show(c: Config, result: train.Result, plain, found: dict[str, Any]) -> None:
   console = cli.console()
+  if result.sets:
+    _show_sets(console, c, result, plain, found)
+  if "update" in found:
+    update.show(console, c, found["update"])
+
+
+def _show_sets(console, c: Config, result: train.Result, plain, found: dict[str, Any]) -> None:
   table = rich.table.Table(
     "set", "iclm", *(["plain base"] if plain else []), "route forced to the next", title="Accuracy"
   )
@@ -57,8 +64,6 @@ def _show(c: Config, result: train.Result, plain, found: dict[str, Any]) -> None
     for group, g in s["by_group"].items():
       base = [f"{plain.sets[name]['by_group'][group]['accuracy']:.3f}"] if plain else []
       table.add_row(f"  {group}", f"{g['accuracy']:.3f}", *base, "")
-  if not result.sets:
-    return
   console.print(table)
   first = next(iter(result.sets.values()))
   routes = rich.table.Table(
@@ -69,5 +74,3 @@ def _show(c: Config, result: train.Result, plain, found: dict[str, Any]) -> None
   console.print(routes)
   for name, rate in first["rate_nats"].items():
     console.print(f"rate of the {name} message: {rate:.2f} nats per predicted position")
-  if "update" in found:
-    update.show(console, c, found["update"])

@@ -243,3 +243,8 @@ def test_a_shift_is_of_the_task_that_was_trained(data):  # noqa: F811
   found = shifts.examples(config.from_config_dict(c), "test", 20)
   lengths = {len(e.answer.split(",")) for e in found}
   assert lengths <= set(mechanisms.TASKS["hard"].lengths) and len(lengths) > 1
+
+
+def test_a_run_without_evaluation_sets_has_no_tables(capsys):
+  study._show(None, train.Result(None, {}, 0.0, False), None, {})
+  assert capsys.readouterr().out == ""
