@@ -54,9 +54,8 @@ class Passes:
     self.pin, self._cache, self._own = pin, cache, {}
 
   @property
-  def reads_all(self) -> bool:
-    """Whether no cache holds a past, or is to hold what is read."""
-    return self._cache is None
+  def has_cache(self) -> bool:
+    return self._cache is not None
 
   def __call__(self, name: str | None, run: Callable[..., Any]) -> Any:
     """The states of `run(past=...)`; a pass without a name is not remembered."""

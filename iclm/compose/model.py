@@ -86,12 +86,12 @@ def _mask(config: Config, batch: Batch, passes: Passes) -> Bool[Array, "B T C"] 
   A kernel that knows it skips half of the products. Only padding then sees more than under a mask.
   """
   m, has_one = config.model, config.data.questions_per_row == 1
-  plain = m.attention == "causal" and m.window == 0 and passes.reads_all
-  if m.kernel == "cudnn" and plain and has_one:
+  is_causal = m.attention == "causal" and m.window == 0 and has_one and not passes.has_cache
+  if m.kernel == "cudnn" and is_causal:
     return None
-  prefix_BT = batch.segment_BT == 1 if config.model.attention == "prefix" else None
+  prefix_BT = batch.segment_BT == 1 if m.attention == "prefix" else None
   own_BTT = attention.own_mask(batch.segment_BT, prefix_BT)
-  return passes.mask(batch, own_BTT, config.model.window)
+  return passes.mask(batch, own_BTT, m.window)
 
 
 def _positions(config: Config, batch: Batch, key: Array | None) -> Int[Array, "B T"]:

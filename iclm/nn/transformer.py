@@ -34,9 +34,12 @@ def _fused_attention(primitive, *_, **__) -> bool:
 # What is kept of a layer for its backward pass, beside what goes into it. Of light: products, their
 # adapters' added, since adding them again is a pass over memory; and attention where one kernel
 # does it, whose result is as small. Apart it is T x T, and computed again.
-_named = jax.checkpoint_policies.save_only_these_names(lora.PRODUCT)
-_both = jax.checkpoint_policies.save_from_both_policies(_named, _fused_attention)
-REMAT = {"light": _both, "full": None}
+REMAT = {
+  "light": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.save_only_these_names(lora.PRODUCT), _fused_attention
+  ),
+  "full": None,
+}
 
 
 def sizes(model: Model) -> dict[str, tuple[int, int]]:
