@@ -165,6 +165,13 @@ def test_what_cannot_be_measured_is_said():
   assert bench._counts(["32", "2", "2"]) == [2, 32]
 
 
+def test_a_size_for_a_gpu_is_refused_without_one(tmp_path):
+  out = str(tmp_path / "out.json")
+  given = {"suite": "mfu", "size": "1b", "experts": ["2", "4"], "repeats": 7, "out": out}
+  with pytest.raises(InputError, match="--size=1b needs a GPU, and there is none; S and M"):
+    bench.main(types.SimpleNamespace(**given))
+
+
 def test_compilations_are_timed(small):
   case = cases.ours("one", dataclasses.replace(small, batch_size=2))
   first = case.run.runtime_executable()
