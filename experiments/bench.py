@@ -43,7 +43,7 @@ from experiments.cases import Case
 from iclm import axes, config, outputs, workdir
 from iclm.audit import chips, hlo, work
 from iclm.config import Config, InputError
-from iclm.nn import transformer
+from iclm.nn.block import PROJECTIONS
 
 WARMUP = 2  # Steps of each case before any is timed.
 MESHES = ((1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2))
@@ -130,7 +130,7 @@ def block(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], d
 def full_experts(
   c: Config, counts: Sequence[int], repeats: int
 ) -> tuple[list[Case], dict[str, Any]]:
-  c = cases.vary(c, experts={"kind": "full", "projections": transformer.PROJECTIONS})
+  c = cases.vary(c, experts={"kind": "full", "projections": PROJECTIONS})
   full = {n: cases.ours(f"full/{n}", cases.vary(c, experts={"count": n})) for n in counts}
   dense = cases.plain("dense_2B_and_forward_B", c)
   found = [*full.values(), dense]

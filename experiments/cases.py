@@ -17,7 +17,7 @@ from iclm.config import Config
 from iclm.data.pipeline import Batch
 from iclm.generate import decoding
 from iclm.generate.sampling import Sampling
-from iclm.nn import attention, transformer
+from iclm.nn import attention, block, transformer
 
 N_ANSWER = 4  # Tokens of an answer, at the end of each row.
 N_SAID = 32  # Tokens of an answer that is generated; its prompt fills the rest of the row.
@@ -151,6 +151,7 @@ def plain(name: str, c: Config) -> Case:
   pass; the dense one has a LoRA, or trains all layers where the experts are full ones.
 
   Written without the composition: the decoder, an expert's adapters, the cross-entropy and AdamW.
+  The frozen pass has the states of all positions, as a router reads them.
   """
   vocab, m, e = c.data.tokenizer.vocab_size, c.model, c.experts
   m = dataclasses.replace(m, trunk_layers=0)
@@ -159,25 +160,26 @@ def plain(name: str, c: Config) -> Case:
   base = sharding.unbox(transformer.init(decoder, jax.random.key(0)))
   tx = optax.adamw(c.optimizer.lr, c.optimizer.b1, c.optimizer.b2, c.optimizer.eps)
   if e.kind == "full":
-    moving = jax.tree.map(jnp.copy, base["upper_layers"])
+    moving = jax.tree.map(jnp.copy, {k: base[k] for k in transformer.LAYERS if k in base})
   else:
     moving = sharding.unbox(experts.make(c, m.layers).init(jax.random.key(1)))["adapter"]
 
-  def forward(base, layers, batch):
+  def forward(base, layers, batch, is_whole=False):
     is_told = m.kernel == "cudnn"  # As the composition: such a kernel knows what is causal.
     mask_BTT = None if is_told else attention.own_mask(batch.segment_BT, None)
     one_BTE = jnp.ones((*batch.tokens_BT.shape, 1))
-    shared = transformer.shared(m, batch.position_BT, mask_BTT, one_BTE)
+    shared = block.shared(m, batch.position_BT, mask_BTT, one_BTE)
     call = lambda method, *args: decoder.apply({"params": base}, *args, method=method)
-    state_BTD: Any = call("upper", call("embed", batch.tokens_BT), layers, shared)
     _, at_BC = jax.lax.top_k(batch.loss_mask_BT, c.data.counted or c.data.seq_len)
     pick = lambda x: jnp.take_along_axis(x, at_BC, axis=1)
-    logits_BCV: Any = call("unembed", jnp.take_along_axis(state_BTD, at_BC[..., None], axis=1))
+    asked = None if is_whole else at_BC
+    state_BCD: Any = call("upper", call("embed", batch.tokens_BT), layers, shared, asked)
+    logits_BCV: Any = call("unembed", block.pick(state_BCD, at_BC if is_whole else None))
     return logits_BCV, pick(batch.targets_BT), pick(batch.loss_mask_BT)
 
   def loss(moving, base, batch):
     if e.kind == "full":
-      return losses.next_token_xent(*forward(base | {"upper_layers": moving}, {}, batch))[0]
+      return losses.next_token_xent(*forward(base | moving, {}, batch))[0]
     # Behind the layer's axis one for experts, of which there is one.
     scaled = {k: (x["a"][:, None], x["b"][:, None] * e.alpha / e.rank) for k, x in moving.items()}
     return losses.next_token_xent(*forward(base, scaled, batch))[0]
@@ -186,7 +188,7 @@ def plain(name: str, c: Config) -> Case:
     moving, moments = state
     value, grads = jax.value_and_grad(loss)(moving, base, twice)
     updates, moments = tx.update(grads, moments, moving)
-    seen, *_ = forward(base, {}, once)
+    seen, *_ = forward(base, {}, once, is_whole=True)
     return (optax.apply_updates(moving, updates), moments), value, jnp.mean(seen)
 
   state = moving, tx.init(moving)

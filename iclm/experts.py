@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from iclm import axes
 from iclm.config import Config
-from iclm.nn import lora, picked, transformer
+from iclm.nn import block, lora, picked
 
 # Noise of a fresh message: sigma = exp(-2), well below the unit scale of its mean.
 LOG_SIGMA_INIT = -2.0
@@ -85,7 +85,7 @@ def make(config: Config, n_layers: int) -> Expert:
 
   def encode(params, state_BTD, weights_BTE):
     p = params["message"]
-    x_BTD = transformer.rms_normalise(state_BTD, m.norm_eps)
+    x_BTD = block.rms_normalise(state_BTD, m.norm_eps)
     mu_BTZ = _mixed(x_BTD, p["mu"], weights_BTE)
     ones = jnp.ones((*x_BTD.shape[:2], 1))
     log_sigma_BTZ = _mixed(x_BTD, p["log_sigma"], weights_BTE)
@@ -109,10 +109,10 @@ def stack(init: Callable[[Array], Any], key: Array, count: int, alike: bool) -> 
 
 def _lora(config: Config, n_layers: int):
   """Adapters: their init, how rows pick a leaf out of stacks, and what the layers are given."""
-  e, sizes = config.experts, transformer.sizes(config.model)
+  e, sizes = config.experts, block.sizes(config.model)
 
   def init(key):
-    keys = dict(zip(transformer.PROJECTIONS, jax.random.split(key, len(sizes)), strict=True))
+    keys = dict(zip(block.PROJECTIONS, jax.random.split(key, len(sizes)), strict=True))
     adapter = {}
     for name in e.projections:
       d_in, d_out = sizes[name]
@@ -140,12 +140,12 @@ def _full(config: Config, n_layers: int):
   Norms keep the base's gains: what another gain would do, the matrices behind it can. Weight decay
   pulls an expert to the base.
   """
-  sizes = transformer.sizes(config.model)
+  sizes = block.sizes(config.model)
 
   def init(key):
     del key
     zeros = lambda name: jnp.zeros((n_layers, *sizes[name]))
-    box = lambda name: nn.LogicallyPartitioned(zeros(name), (None, *transformer.NAMES[name]))
+    box = lambda name: nn.LogicallyPartitioned(zeros(name), (None, *block.NAMES[name]))
     return {name: {"delta": box(name)} for name in config.experts.projections}
 
   def layers(adapter, key):

@@ -123,8 +123,7 @@ def test_the_hash_is_of_the_tensors_and_not_of_their_layout():
   c, _, params = start()
   digest = hf.base_sha256(params["base"], c.model)
   base = dict(params["base"])
-  join = lambda *x: jnp.concatenate(x)
-  base["upper_layers"] = jax.tree.map(join, base.pop("trunk_layers"), base["upper_layers"])
+  base["upper_layers"] = base.pop("trunk_layers")
   assert hf.base_sha256(base, dataclasses.replace(c.model, trunk_layers=0)) == digest
   norm = {"gain": params["base"]["norm"]["gain"].at[0].add(1e-6)}
   assert hf.base_sha256(params["base"] | {"norm": norm}, c.model) != digest

@@ -46,7 +46,7 @@ def test_bfloat16_and_the_tokenizer_arrive(tmp_path):
   assert loaded.dtype == torch.bfloat16
   weight = loaded.model.layers[1].mlp.up_proj.weight.float().detach().numpy()
   np.testing.assert_array_equal(
-    weight.T, params["upper_layers"]["up"][0].astype(jnp.bfloat16).astype(jnp.float32)
+    weight.T, params["last_layer"]["up"][0].astype(jnp.bfloat16).astype(jnp.float32)
   )
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
   assert theirs("one two").input_ids == made.encode("one two")

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from iclm import config, hf, sharding
 from iclm.data import tokenizer
 from iclm.hf import description
-from iclm.nn import attention, rope, transformer
+from iclm.nn import attention, block, rope, transformer
 
 TOLERANCE = 2e-4  # Of logits and states, absolute, float32 on a CPU.
 
@@ -48,13 +48,11 @@ def answer(model: config.Model, params, tokens_BT) -> tuple[np.ndarray, np.ndarr
   position_BT = jnp.broadcast_to(jnp.arange(t)[None], (b, t))
   mask_BTT = attention.own_mask(jnp.ones((b, t), jnp.int32), None)
   mask_BTT = attention.within(mask_BTT, position_BT, position_BT, model.window)
-  shared = transformer.shared(model, position_BT, mask_BTT, None)
+  shared = block.shared(model, position_BT, mask_BTT, None)
   embedded_BTD = call("embed", tokens_BT)
   trunk_BTD = call("trunk", embedded_BTD, shared)
   last_BTD = call("upper", trunk_BTD, {}, shared)
-  normed_BTD = (
-    transformer.rms_normalise(last_BTD, model.norm_eps) * params["norm"]["gain"][None, None]
-  )
+  normed_BTD = block.rms_normalise(last_BTD, model.norm_eps) * params["norm"]["gain"][None, None]
   return call("unembed", last_BTD), np.stack([embedded_BTD, trunk_BTD, normed_BTD])
 
 
@@ -249,7 +247,7 @@ for name in ("llama_sharded", "qwen2", "qwen3"):
     jax.tree.map(np.testing.assert_array_equal, held[0], held[-1])
     places = names.shardings(names.abstract(model, model.vocab_size), mesh, fsdp)
     assert jax.tree.map(lambda x: x.sharding, params) == places
-    layers = params["upper_layers"]
+    layers = params["last_layer"]
     every = layers["q"], layers["down"], params["embedding"]
     found[f"{name} {sizes}"] = [x.addressable_shards[0].data.shape for x in every]
 print(json.dumps(found))

@@ -106,11 +106,15 @@ def test_seven_billion_parameters_by_hand():
   down = 4096 * 11008
   # Sixteen layers of trunk and sixteen of base forward; in two streams forward, again all but the
   # last product, and back to the states; seven adapters of rank 16, eight times. At 64 positions
-  # the head forward and back, and three products of the message in two streams, thrice.
+  # the head forward and back, and three products of the message in two streams, thrice; and of
+  # the last layer all but keys and values, which all positions have: the router reads the trunk.
   stream = 2 * layer + attention + (2 * layer - 2 * down + attention) + 2 * layer + 2 * attention
   adapters = 8 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
-  per_token = 32 * (2 * layer + attention) + 2 * 16 * (stream + adapters)
-  said = 4 * 4096 * 32_000 + 2 * 18 * 4096 * 64
+  base, kv_base = 2 * layer + attention, 2 * 2 * 4096**2
+  stream, kv = stream + adapters, 6 * 2 * 4096**2 + 8 * 16 * 2 * 2 * 4096
+  per_token = 31 * base + kv_base + 2 * (15 * stream + kv)
+  few = base - kv_base + 2 * (stream - kv)
+  said = 4 * 4096 * 32_000 + 2 * 18 * 4096 * 64 + few
   assert formula.train_step(c) == 16 * (2048 * per_token + 64 * said)
 
 

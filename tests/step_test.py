@@ -86,7 +86,7 @@ def test_of_a_base_the_upper_layers_alone_can_move(batch):
     old, new = state.params["base"], after.params["base"]
     for name in ("embedding", "trunk_layers"):
       same(old[name], new[name])
-    for name in ("upper_layers", "norm", "head"):
+    for name in ("upper_layers", "last_layer", "norm", "head"):
       moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), old[name], new[name])
       assert max(jax.tree.leaves(moved)) > 0, name
     moments = [x.shape for x in jax.tree.leaves(after.opt_state["base"])]
@@ -203,10 +203,10 @@ def test_eight_devices_give_the_losses_of_one_and_hold_their_part_only(kind):
   own = {"lora": ([4, 2, 16, 2], [1, 2, 16, 2], [2, 2, 16, 2])}
   own["full"] = [4, 2, 16, 16], [1, 2, 16, 16], [2, 2, 8, 8]
   assert tuple(found[str(s)].pop("own") for s in ((8, 1, 1), (2, 4, 1), (2, 2, 2))) == own[kind]
-  # (E, Z, D) = (4, 4, 16) and (layers, D, heads * head size) = (2, 16, 16) on one device.
-  assert found["(8, 1, 1)"] == {"domain": [4, 4, 16], "moment": [4, 4, 16], "q": [2, 16, 16]}
-  assert found["(2, 4, 1)"] == {"domain": [1, 4, 16], "moment": [1, 4, 16], "q": [2, 16, 16]}
-  assert found["(2, 2, 2)"] == {"domain": [2, 4, 16], "moment": [2, 4, 16], "q": [2, 8, 8]}
+  # (E, Z, D) = (4, 4, 16) and (layers, D, heads * head size) = (1, 16, 16) on one device.
+  assert found["(8, 1, 1)"] == {"domain": [4, 4, 16], "moment": [4, 4, 16], "q": [1, 16, 16]}
+  assert found["(2, 4, 1)"] == {"domain": [1, 4, 16], "moment": [1, 4, 16], "q": [1, 16, 16]}
+  assert found["(2, 2, 2)"] == {"domain": [2, 4, 16], "moment": [2, 4, 16], "q": [1, 8, 8]}
 
 
 def test_a_mesh_that_does_not_fit_is_refused():

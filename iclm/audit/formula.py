@@ -5,9 +5,13 @@ the weights move, 2 for these. Attention's two products take 4 times keys times 
 that backward. Norms, softmax, the router, the dependence and the optimizer are left out.
 """
 
+import functools
+import math
+from collections.abc import Collection
+
 from iclm import compose
 from iclm.config import Config
-from iclm.nn import transformer
+from iclm.nn import block
 
 
 def train_step(c: Config, seen: float = 1.0) -> float:
@@ -18,41 +22,55 @@ def train_step(c: Config, seen: float = 1.0) -> float:
       mask; half where a causal kernel skips the others.
   """
   m, moves = c.model, c.trains.base
-  lower = moves and c.trains.lower
-  n_upper = m.layers - m.trunk_layers
-  every = float(sum(_weights(c).values()))
-  once = lambda backward: _layer(c, backward, every * moves, seen)
-  per_token = m.trunk_layers * once(lower)
+  lower, n_upper = moves and c.trains.lower, m.layers - m.trunk_layers
+  every = block.PROJECTIONS if moves else ()
+  n_tokens, n_counted = c.data.seq_len, c.data.counted or c.data.seq_len
+  # Layers that some rows go through, of which the last answers for `n` positions.
+  span = lambda layer, n: (n_upper - 1) * layer(n=n_tokens) + layer(n=n) if n_upper else 0.0
+  base = functools.partial(_layer, c, backward=moves, moved=every, seen=seen)
+  adapted = functools.partial(_adapted, c, moved=every, seen=seen)
+  per_row = m.trunk_layers * _layer(c, lower, every if lower else (), seen, n_tokens)
   if c.experts.kind == "none":
-    per_token += n_upper * once(moves)
+    per_row += span(base, n_counted)
   else:
-    if c.combine == "residual" or (c.router.reads == "base" and not c.router.cached):
-      per_token += n_upper * once(moves and c.combine == "residual")
-    per_token += _streams(c) * n_upper * _adapted(c, every * moves, seen)
-  n_counted = c.data.counted or c.data.seq_len
+    is_read = c.router.reads == "base" and not c.router.cached
+    if c.combine == "residual" or is_read:
+      backward = moves and c.combine == "residual"
+      per_row += span(
+        functools.partial(base, backward=backward), n_tokens if is_read else n_counted
+      )
+    # Around a core that reaches the top, the last layer's message is told of every token.
+    is_whole = c.topology.kind == "around" and c.topology.upper == 0
+    per_row += _streams(c) * span(adapted, n_tokens if is_whole else n_counted)
   # Around a core the domain expert's message is what the core reads of every token.
-  n_said = c.data.seq_len if c.topology.kind == "around" else n_counted
-  per_row = c.data.seq_len * per_token + n_said * _messages(c) + n_counted * _heads(c)
-  return c.batch_size * per_row
+  n_said = n_tokens if c.topology.kind == "around" else n_counted
+  return c.batch_size * (per_row + n_said * _messages(c) + n_counted * _heads(c))
 
 
-def _weights(c: Config) -> dict[str, int]:
-  """Parameters of each matrix of a layer."""
-  return {name: d_in * d_out for name, (d_in, d_out) in transformer.sizes(c.model).items()}
+def _weights(c: Config, names: Collection[str], n: int) -> int:
+  """Parameters of matrices of a layer, times the positions that go through each: `n` of a row, but
+  all of them where keys and values are made."""
+  at = lambda name: c.data.seq_len if name in ("k", "v") else n
+  return sum(math.prod(block.sizes(c.model)[name]) * at(name) for name in names)
 
 
-def _layer(c: Config, backward: bool, moved: float, seen: float) -> float:
-  """Of one layer; `moved` of its weights get a gradient."""
-  m, sizes = c.model, _weights(c)
-  weights = sum(sizes.values())
-  attention = seen * 4 * m.heads * m.head_size * c.data.seq_len
+def _layer(c: Config, backward: bool, moved: Collection[str], seen: float, n: int) -> float:
+  """Of one layer for a row, of which `n` positions go on; those of `moved` weights get a gradient.
+
+  Few queries see every key, as computed: no kernel skips any.
+  """
+  m, n_tokens = c.model, c.data.seq_len
+  is_narrow = n < n_tokens
+  weights = _weights(c, block.PROJECTIONS, n)
+  attention = (1.0 if is_narrow else seen) * 4 * m.heads * m.head_size * n_tokens * n
   forward = 2 * weights + attention
   if not backward:
     return forward
   # Computed again is all but the last product, which nothing backward reads.
-  light = 0.0 if m.kernel == "cudnn" else attention
-  again = {"none": 0.0, "light": light, "full": forward - 2 * sizes["down"]}[m.remat]
-  return forward + again + 2 * weights + 2 * moved + 2 * attention
+  light = 0.0 if m.kernel == "cudnn" and not is_narrow else attention
+  down = _weights(c, ("down",), n)
+  again = {"none": 0.0, "light": light, "full": forward - 2 * down}[m.remat]
+  return forward + again + 2 * weights + 2 * _weights(c, moved, n) + 2 * attention
 
 
 def _streams(c: Config) -> int:
@@ -64,16 +82,16 @@ def _streams(c: Config) -> int:
   return len(compose.streams(c))
 
 
-def _adapted(c: Config, moved: float, seen: float) -> float:
+def _adapted(c: Config, moved: Collection[str], seen: float, n: int) -> float:
   """Of one layer of a stream, forward and backward with respect to states and weights."""
   m, e = c.model, c.experts
   if e.kind == "full":  # The gradient of a sum of two matrices is that of either.
-    own = sum(_weights(c)[name] for name in e.projections)
-    return _layer(c, True, max(moved, own), seen)
-  wide = sum(sum(transformer.sizes(m)[name]) for name in e.projections)
+    return _layer(c, True, {*moved, *e.projections}, seen, n)
+  at = lambda name: c.data.seq_len if name in ("k", "v") else n
+  wide = sum(sum(block.sizes(m)[name]) * at(name) for name in e.projections)
   served = e.count + e.invariant if compose.is_block(c) else 1
   adapters = served * e.rank * wide * (8 if m.remat == "full" else 6)
-  return _layer(c, True, moved, seen) + adapters
+  return _layer(c, True, moved, seen, n) + adapters
 
 
 def _messages(c: Config) -> float:

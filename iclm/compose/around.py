@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from iclm import axes
 from iclm.compose import serving
-from iclm.nn import transformer
+from iclm.nn import block, transformer
 
 
 def run(upper: serving.Upper) -> tuple[Array, Array, Array]:
@@ -35,10 +35,10 @@ def run(upper: serving.Upper) -> tuple[Array, Array, Array]:
   invariant = jax.tree.map(lambda x: x[None], params["invariant"])
   core = expert.rows([invariant], jnp.zeros(len(x_BTD), jnp.int32))
 
-  def layers(name, x_BTD, first, n, adapted, key):
+  def layers(name, x_BTD, first, n, adapted, key, at_BC=None):
     if n == 0:
-      return x_BTD
-    args = decoder, params["base"], first, n, x_BTD, shared
+      return block.pick(x_BTD, at_BC)
+    args = decoder, params["base"], first, n, x_BTD, shared, at_BC
     span = lambda found: passes(name, functools.partial(_span, *args, found))
     return expert.apply(adapted, span, key)
 
@@ -57,9 +57,9 @@ def run(upper: serving.Upper) -> tuple[Array, Array, Array]:
   heard_B11 = strength_SB[thinker][:, None, None] > 0
   out_BTD = jnp.where(heard_B11, out_BTD.astype(x_BTD.dtype), into_BTD)
   above = _part(domain, t.lower, t.lower + t.upper)
-  top = layers("upper", out_BTD, t.lower + n_core, t.upper, above, drop[2])
-  pick = functools.partial(serving.pick, at=at_BC)
-  logits_BTV: Any = decoder.apply({"params": params["base"]}, pick(top), method="unembed")
+  top = layers("upper", out_BTD, t.lower + n_core, t.upper, above, drop[2], at_BC)
+  logits_BTV: Any = decoder.apply({"params": params["base"]}, top, method="unembed")
+  pick = functools.partial(block.pick, at_BC=at_BC)
   messages_SBTZ = jnp.stack([pick(z_core), pick(z_domain)])
   rate_SBT = jnp.stack([pick(rate[..., None])[..., 0] for rate in (rate_core, rate_domain)])
   return logits_BTV, messages_SBTZ, rate_SBT
@@ -70,10 +70,12 @@ def _part(rows: Any, first: int, last: int) -> Any:
   return rows | {"adapter": jax.tree.map(lambda x: x[:, first:last], rows["adapter"])}
 
 
-def _span(decoder, base, first: int, n: int, x_BTD, shared, adapters, past=None) -> Any:
+def _span(decoder, base, first: int, n: int, x_BTD, shared, at_BC, adapters, past=None) -> Any:
   """`n` of the base's upper layers, from number `first` on."""
   model = dataclasses.replace(decoder.model, layers=decoder.model.trunk_layers + n)
   shorter = transformer.Decoder(model, decoder.vocab_size, decoder.dropout)
-  upper = jax.tree.map(lambda x: x[first : first + n], base["upper_layers"])
-  params = {"params": base | {"upper_layers": upper}}
-  return shorter.apply(params, x_BTD, adapters, shared, past, method="upper")
+  parts = [base[name] for name in ("upper_layers", "last_layer") if name in base]
+  every = jax.tree.map(lambda *x: jnp.concatenate(x)[first : first + n], *parts)
+  below, last = (jax.tree.map(lambda x, at=at: x[at], every) for at in (slice(-1), slice(-1, None)))
+  params = {"params": base | {"upper_layers": below, "last_layer": last}}
+  return shorter.apply(params, x_BTD, adapters, shared, at_BC, past, method="upper")

@@ -15,7 +15,7 @@ from iclm.compose.cache import Cache, Passes
 from iclm.compose.interface import NOTHING, Intervention, Model, Output
 from iclm.config import Config, InputError
 from iclm.data.pipeline import Batch
-from iclm.nn import attention, transformer
+from iclm.nn import attention, block, transformer
 
 GAP = 3  # Folded into the key that draws positions.
 
@@ -129,10 +129,10 @@ def _plain(
   passes = Passes(lambda x: x, cache)
   call = functools.partial(decoder.apply, {"params": params["base"]})
   mask_BTC = _mask(config, batch, passes)
-  shared = transformer.shared(config.model, _positions(config, batch, key), mask_BTC, None)
+  shared = block.shared(config.model, _positions(config, batch, key), mask_BTC, None)
   run = lambda method, *args: passes(method, functools.partial(call, *args, method=method))
-  x_BTD = run("upper", run("trunk", call(batch.tokens_BT, method="embed"), shared), {}, shared)
-  logits_BTV = call(serving.pick(x_BTD, at_BC), method="unembed")
+  x_BTD = run("trunk", call(batch.tokens_BT, method="embed"), shared)
+  logits_BTV = call(run("upper", x_BTD, {}, shared, at_BC), method="unembed")
   return Output(logits_BTV, cache=passes.grown(batch, None))
 
 
@@ -161,7 +161,7 @@ def _apply(
     return passes(name, functools.partial(decoder.apply, variables, *args, method=method))
 
   position_BT, mask_BTC = _positions(config, batch, key), _mask(config, batch, passes)
-  shared = transformer.shared(config.model, position_BT, mask_BTC, None)
+  shared = block.shared(config.model, position_BT, mask_BTC, None)
   embedded_BTD = call(None, "embed", batch.tokens_BT)
   x_BTD = call("trunk", "trunk", embedded_BTD, shared)
   base_BTD: Any = None
@@ -175,7 +175,8 @@ def _apply(
   if apart or is_read:
     # What only the router of a prompt reads is not needed again.
     again = apart or config.router.level == "token"
-    base_BTD = call("base" if again else None, "upper", x_BTD, {}, shared)
+    asked = None if is_read else at_BC  # A router reads every token of a prompt.
+    base_BTD = call("base" if again else None, "upper", x_BTD, {}, shared, asked)
   if routed is None:
     state_BTD = {"embed": embedded_BTD, "trunk": x_BTD, "base": base_BTD}[config.router.reads]
     read = _read(config, state_BTD, batch)
@@ -185,7 +186,8 @@ def _apply(
   if config.topology.kind == "around":
     told = *around.run(upper), None
   else:
-    told = parallel.run(upper, base_BTD if apart else None, alone=alone)
+    base_BCD = block.pick(base_BTD, at_BC if is_read else None)
+    told = parallel.run(upper, base_BCD if apart else None, alone=alone)
   logits_BTV, messages_SBTZ, rate_SBT, alone_SBTV = told
   if can_join and apart:
     passes.join("streams", "base")
@@ -221,7 +223,7 @@ def _read(config: Config, read: Any, batch: Batch) -> Array:
 def _route(config: Config, params: Any, read: Array, batch: Batch, key, do: Intervention, tau):
   """Returns the Routing and what it goes by, prompt_BP."""
   r = config.router
-  prompt = transformer.rms_normalise(read, config.model.norm_eps) @ params["projection_DP"]
+  prompt = block.rms_normalise(read, config.model.norm_eps) @ params["projection_DP"]
   # Per token, what holds for an input holds for each of its tokens.
   like_rows = lambda x_B: jnp.broadcast_to(
     x_B[(..., *(None,) * (prompt.ndim - 2))], prompt.shape[:-1]

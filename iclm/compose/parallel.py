@@ -19,36 +19,35 @@ from iclm.nn import combine
 
 
 def run(
-  upper: serving.Upper, base_BTD: Float[Array, "B T D"] | None, *, alone: bool
+  upper: serving.Upper, base_BCD: Float[Array, "B C D"] | None, *, alone: bool
 ) -> tuple[Array, Any, Any, Any]:
   """Returns logits_BTV, messages_SBTZ, rate_SBT, and alone_SBTV where asked for.
 
   Args:
     upper: its one pass is `streams`.
-    base_BTD: states of the base; None where nothing needs them, or where they are computed with
-      the streams (residual, under a cache).
+    base_BCD: states of the base where they are asked for; None where nothing needs them, or where
+      they are computed with the streams (residual, under a cache).
   """
   config, decoder, expert, passes, params, x_BTD, shared, routed, keys, do, at_BC = upper
   k_drop, k_noise = keys
   serve = functools.partial(serving.serve, config, expert, params, routed, x_BTD.shape[1])
-  joins = config.combine == "residual" and base_BTD is None
+  joins = config.combine == "residual" and base_BCD is None
   served, whole = serve(), serve(with_base=joins)
   repeat = lambda x: passes.pin(jnp.repeat(x, whole.n, axis=0))
   shared = jax.tree.map(repeat, shared)._replace(weights_BTE=served.weights)
+  at_RC = None if at_BC is None else repeat(at_BC)
 
   def layers(adapters):
-    args = {"params": params["base"]}, repeat(x_BTD), adapters, shared
+    args = {"params": params["base"]}, repeat(x_BTD), adapters, shared, at_RC
     return passes("streams", functools.partial(decoder.apply, *args, method="upper"))
 
   state = expert.apply(whole.params, layers, k_drop)
   if joins:
     every = state.reshape(-1, whole.n, *state.shape[1:])
-    state, base_BTD = every[:, :-1].reshape(-1, *state.shape[1:]), every[:, -1]
-  base: Any = serving.pick(base_BTD, at_BC)
-  if at_BC is not None:
-    rows_RC = jnp.repeat(at_BC, served.n, axis=0)
-    state = serving.pick(state, rows_RC)
-    served = served._replace(weights=serving.pick(served.weights, rows_RC))
+    state, base_BCD = every[:, :-1].reshape(-1, *state.shape[1:]), every[:, -1]
+  base: Any = base_BCD
+  if served.weights is not None:
+    served = served._replace(weights=shared.at(at_RC).weights_BTE)
   said, z, rate = serving.speak(config, expert, served, state, k_noise, do)
   per_stream = functools.partial(serving.per_stream, config, served, routed)
   spoken: Any = per_stream(said)

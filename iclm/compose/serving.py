@@ -10,7 +10,7 @@ from iclm import axes, experts, information
 from iclm.compose.cache import Passes
 from iclm.compose.interface import Intervention
 from iclm.config import Config, InputError
-from iclm.nn import transformer
+from iclm.nn import block, transformer
 from iclm.routing import Routing
 
 
@@ -67,7 +67,7 @@ class Upper(NamedTuple):
   passes: Passes  # Runs the layers; under a cache, each that it is asked for by name has a past.
   params: Any
   x_BTD: Float[Array, "B T D"]  # States of the trunk.
-  shared: transformer.Shared
+  shared: block.Shared
   routed: Routing
   keys: tuple[Any, Any]  # Of dropout and of the messages; None for deterministic.
   do: Intervention
@@ -127,11 +127,6 @@ def _block_weights(config: Config, routed: Routing, n_tokens: int, n_invariant: 
     always = jnp.broadcast_to(jnp.eye(1, 1 + n_experts)[None], weights.shape)
     weights = jnp.stack([always, weights], axis=1).reshape(-1, *weights.shape[1:])
   return weights
-
-
-def pick(x: Array | None, at: Int[Array, "N C"] | None) -> Any:
-  """Of N rows of positions, the C that are asked for; all of them where `at` is None."""
-  return x if x is None or at is None else jnp.take_along_axis(x, at[..., None], axis=1)
 
 
 def speak(config: Config, expert: experts.Expert, served: Served, state, key, do: Intervention):

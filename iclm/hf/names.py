@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from iclm import config, sharding
 from iclm.config import InputError
-from iclm.nn import transformer
+from iclm.nn import block, transformer
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Ours -> theirs. Their matrices are (out, in), ours (in, out).
@@ -31,7 +31,7 @@ _LAYER = {
   "down": "mlp.down_proj.weight",
 }
 # Projection -> its module in a layer, which an adapter of PEFT names.
-MODULES = {name: _LAYER[name].removesuffix(".weight") for name in transformer.PROJECTIONS}
+MODULES = {name: _LAYER[name].removesuffix(".weight") for name in block.PROJECTIONS}
 # Buffers that old releases of transformers saved.
 _BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
@@ -42,6 +42,7 @@ class Parameter:
 
   tensors: tuple[str, ...]  # One per layer where it is stacked, else one.
   shape: tuple[int, ...]  # Ours, with the layers first where it is stacked.
+  first: int  # Number of its first layer.
   stacked: bool
   transposed: bool
 
@@ -60,15 +61,16 @@ def abstract(model: config.Model, vocab_size: int) -> Any:
 
 def parameters(model: config.Model, boxed: Any) -> Any:
   """A Parameter for every leaf of the base."""
+  first = dict(zip(transformer.LAYERS, (0, model.trunk_layers, model.layers - 1), strict=True))
 
   def one(path, leaf) -> Parameter:
     part, _, inner = jax.tree_util.keystr(path, simple=True, separator="/").partition("/")
-    if part not in ("trunk_layers", "upper_layers"):
+    if part not in first:
       name = f"{part}/{inner}" if inner else part
-      return Parameter((_ONCE[name],), leaf.shape, False, name == "head")
-    first = 0 if part == "trunk_layers" else model.trunk_layers
-    tensors = tuple(f"model.layers.{first + i}.{_LAYER[inner]}" for i in range(leaf.shape[0]))
-    return Parameter(tensors, leaf.shape, True, inner in transformer.PROJECTIONS)
+      return Parameter((_ONCE[name],), leaf.shape, 0, False, name == "head")
+    names = (f"model.layers.{first[part] + i}.{_LAYER[inner]}" for i in range(leaf.shape[0]))
+    is_matrix = inner in block.PROJECTIONS
+    return Parameter(tuple(names), leaf.shape, first[part], True, is_matrix)
 
   return jax.tree.map_with_path(one, sharding.unbox(boxed))
 

@@ -61,7 +61,7 @@ def save_base(
   parameters = names.parameters(model, boxed)
   _check_same(params, parameters)
   with whole.folder(folder) as beside:
-    _write_tensors(beside, _parts(params, parameters, adapter), jnp.dtype(dtype), max_bytes)
+    _write_tensors(beside, _parts(params, parameters, model, adapter), jnp.dtype(dtype), max_bytes)
     if tokenizer is not None:
       told |= _write_tokenizer(beside, tokenizer)
     whole.write_json(beside / description.CONFIG, told)
@@ -75,7 +75,7 @@ def base_sha256(params: Any, model: config.Model) -> str:
   """
   parameters = names.parameters(model, names.abstract(model, params["embedding"].shape[0]))
   total = hashlib.sha256()
-  for part in sorted(_parts(params, parameters, None)):
+  for part in sorted(_parts(params, parameters, model, None)):
     tensor = part.tensor(np.dtype(np.float32))
     total.update(f"{part.name} {list(tensor.shape)}\n".encode())
     total.update(tensor.tobytes())
@@ -109,16 +109,18 @@ class _Part(NamedTuple):
     return np.ascontiguousarray(one.T if self.of.transposed else one, dtype)
 
 
-def _parts(params: Any, parameters: Any, adapter: Adapter | None) -> list[_Part]:
+def _parts(
+  params: Any, parameters: Any, model: config.Model, adapter: Adapter | None
+) -> list[_Part]:
   parts = []
   for (path, p), x in zip(
     jax.tree.leaves_with_path(parameters), jax.tree.leaves(params), strict=True
   ):
-    group, leaf = str(path[0].key), str(path[-1].key)
+    leaf = str(path[-1].key)
     for i, name in enumerate(p.tensors):
-      merge = None
-      if adapter is not None and group == "upper_layers" and leaf in adapter.layers:
-        merge = functools.partial(merged, adapter=adapter, name=leaf, layer=i)
+      merge, layer = None, p.first + i - model.trunk_layers
+      if adapter is not None and leaf in adapter.layers and layer >= 0:
+        merge = functools.partial(merged, adapter=adapter, name=leaf, layer=layer)
       parts.append(_Part(name, p, x, i, merge))
   return parts
 

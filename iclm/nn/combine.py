@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from iclm.nn import transformer
+from iclm.nn import block
 
 Mix = Callable[[Float[Array, "S B"]], Float[Array, "B T V"]]
 
@@ -53,7 +53,7 @@ def concat(said_SBTD, base_BTD, head_CV, unembed) -> Mix:
   """
 
   def mix(strength_SB):
-    h_SBTD = transformer.rms_normalise(said_SBTD, 1e-6) * strength_SB[..., None, None]
+    h_SBTD = block.rms_normalise(said_SBTD, 1e-6) * strength_SB[..., None, None]
     return jnp.einsum("btc,cv->btv", jnp.concatenate(list(h_SBTD), axis=-1), head_CV)
 
   return mix
