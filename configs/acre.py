@@ -38,7 +38,8 @@ def get_config(split: str = "iid"):
   c.optimizer.router_lr = 0.1
   c.data.train = {form: base.source(acre=form, split=split, ramp=30_000) for form in FORMS}
   c.data.domains = tuple(f"acre_{form}" for form in FORMS)
-  c.data.update(seq_len=136, questions_per_row=8)  # The longest of 40,000 rows needs 124.
+  c.data.update(questions_per_row=8, counted=16)  # Of each question an answer and its end.
+  c.data.seq_len = 136  # The longest of 40,000 rows needs 124.
   c.data.tokenizer.update(split="sentences", vocab_size=1_024)
   c.evaluation.update(every=2_000, batch_size=32)
   c.evaluation.sets = {

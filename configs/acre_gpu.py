@@ -30,7 +30,7 @@ def get_config():
     for form, weight in zip(FORMS, (1.0, 2.0), strict=True)
   }
   c.data.domains = tuple(f"acre_{form}" for form in FORMS)
-  c.data.update(seq_len=768, questions_per_row=8)
+  c.data.update(seq_len=768, questions_per_row=8, counted=16)
   c.data.tokenizer.update(split="numbers", vocab_size=1_024)
   c.evaluation.update(every=2_000, batch_size=128)
   c.evaluation.sets = {
