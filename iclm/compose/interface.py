@@ -58,7 +58,8 @@ class Model(NamedTuple):
   apply(params, batch, key, do, tau=, alone=, cache=, at_BC=) -> Output. `key=None` is
     deterministic: messages take their mean, routes their argmax, nothing is dropped. With a cache,
     the batch goes on behind the tokens in it, and what was routed to stays: see `compose.cache`.
-    `at_BC` are the positions of each row that are asked for; heads are computed for no others.
+    `at_BC` are the positions of each row that are asked for; heads are computed for no others, nor
+    is the last layer, but for keys and values (and where a router reads the base's last states).
   """
 
   init: Callable[[Array], Any]

@@ -207,7 +207,8 @@ class Data:
   question: Literal["none", "last_line"]
   questions_per_row: int
   loss: Literal["answer", "all"]
-  counted: int  # Most targets of a row that count: a step has heads for so many; 0: for all T.
+  # Most targets of a row that count: a step has heads, and the last layer, for so many; 0: all T.
+  counted: int
   too_long: Literal["error", "truncate_left"]
   # A folder of transformers whose template writes the messages of records; empty: their contents,
   # joined by one newline.

@@ -105,7 +105,8 @@ class Block(nn.Module):
   `layer` holds what experts change: name of the projection -> adapters (a, b), their scale folded
   into b, or `Picked` matrices; and under "key" the dropout key, if any. An empty dict leaves the
   base alone. Under a cache "layer" is its number: the layer then also returns its own k_BHTK and
-  v_BHTK, and its tokens attend to those in `shared.past` too, if there are any.
+  v_BHTK, and its tokens attend to those in `shared.past` too, if there are any. Given `at_BC` it
+  answers at these positions alone, each of which sees what it would among all.
   """
 
   model: Model
