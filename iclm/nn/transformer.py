@@ -115,9 +115,10 @@ class Decoder(nn.Module):
       x_BCD = pick(x_BTD, at_BC)
       return x_BCD if past is None else (x_BCD, ())
     n = self.model.layers - self.model.trunk_layers - 1
-    below, last = (
-      jax.tree.map(lambda x, at=at: x[at], layers) for at in (slice(n), slice(n, None))
-    )
+    # Split: the gradients of slices would be padded and added, whole stacks of experts' matrices.
+    leaves, kind = jax.tree.flatten(layers)
+    halves = [jnp.split(x, [n]) for x in leaves]
+    below, last = (kind.unflatten([half[i] for half in halves]) for i in (0, 1))
     if past is None:
       x_BTD = _through(self.upper_layers, n, x_BTD, below, shared, None)
       return self.last_layer(x_BTD, last, shared, at_BC)[1][0][0]
