@@ -46,9 +46,9 @@ def test_the_base_has_no_pass_of_its_own_then():
   model, params = build(tiny(combine="logits", router__reads="base"))
   batch = make_batch(0, 8, 20)
   with_read = batch._replace(read_BD=model.apply(params, batch).read_BD)
-  # A scan over the upper layers for the base, and one for the streams; the trunk has another.
+  # Two scans for the base, over its upper layers and the last, two for the streams, and the trunk's.
   count = lambda b: str(jax.make_jaxpr(model.apply)(params, b)).count("scan[")
-  assert count(batch) == 3 and count(with_read) == 2
+  assert count(batch) == 5 and count(with_read) == 3
 
 
 def test_a_run_learns_the_same_with_it(tmp_path, data, run):  # noqa: F811
