@@ -46,7 +46,7 @@ def test_the_base_has_no_pass_of_its_own_then():
   model, params = build(tiny(combine="logits", router__reads="base"))
   batch = make_batch(0, 8, 20)
   with_read = batch._replace(read_BD=model.apply(params, batch).read_BD)
-  # Two scans for the base, over its upper layers and the last, two for the streams, and the trunk's.
+  # Two scans for the base, upper layers and the last, two for the streams, and one of the trunk.
   count = lambda b: str(jax.make_jaxpr(model.apply)(params, b)).count("scan[")
   assert count(batch) == 5 and count(with_read) == 3
 
