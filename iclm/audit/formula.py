@@ -48,10 +48,13 @@ def train_step(c: Config, seen: float = 1.0) -> float:
 
 
 def _weights(c: Config, names: Collection[str], n: int) -> int:
-  """Parameters of matrices of a layer, times the positions that go through each: `n` of a row, but
-  all of them where keys and values are made."""
-  at = lambda name: c.data.seq_len if name in ("k", "v") else n
-  return sum(math.prod(block.sizes(c.model)[name]) * at(name) for name in names)
+  """Parameters of matrices of a layer, times the positions of a row that go through each."""
+  return sum(math.prod(block.sizes(c.model)[name]) * _through(c, name, n) for name in names)
+
+
+def _through(c: Config, name: str, n: int) -> int:
+  """Positions of a row that a projection is computed for: all where keys and values are made."""
+  return c.data.seq_len if name in ("k", "v") else n
 
 
 def _layer(c: Config, backward: bool, moved: Collection[str], seen: float, n: int) -> float:
@@ -87,8 +90,7 @@ def _adapted(c: Config, moved: Collection[str], seen: float, n: int) -> float:
   m, e = c.model, c.experts
   if e.kind == "full":  # The gradient of a sum of two matrices is that of either.
     return _layer(c, True, {*moved, *e.projections}, seen, n)
-  at = lambda name: c.data.seq_len if name in ("k", "v") else n
-  wide = sum(sum(block.sizes(m)[name]) * at(name) for name in e.projections)
+  wide = sum(sum(block.sizes(m)[name]) * _through(c, name, n) for name in e.projections)
   served = e.count + e.invariant if compose.is_block(c) else 1
   adapters = served * e.rank * wide * (8 if m.remat == "full" else 6)
   return _layer(c, True, moved, seen, n) + adapters
