@@ -264,7 +264,11 @@ def _check_leaves(path: pathlib.Path, saved: dict[str, str], wanted: dict[str, s
   for name in wanted | saved:
     there, here = (leaves.get(name, "absent") for leaves in (saved, wanted))
     if there != here:
-      raise InputError(f"checkpoint {path} does not fit: {name} is {there} there and {here} here")
+      hint = "; if the config is the same, another version of iclm wrote it, and can read it"
+      raise InputError(
+        f"checkpoint {path} does not fit: {name} is {there} there and {here} here"
+        f"{hint if 'absent' in (there, here) else ''}"
+      )
 
 
 def _placed(leaf: Any) -> Any:
