@@ -121,7 +121,13 @@ def get_config() -> config_dict.ConfigDict:
       "too_long": "error",
       "chat_template": "",
       "chat_date": "2026-01-01",
-      "tokenizer": {"path": "", "vocab_size": 1024, "split": "numbers", "texts": 2_000},
+      "tokenizer": {
+        "path": "",
+        "vocab_size": 1024,
+        "split": "numbers",
+        "apart": (),
+        "texts": 2_000,
+      },
     },
     evaluation={
       "every": 500,

@@ -3,9 +3,14 @@
 import json
 
 import grain
+import pytest
 from conftest import tiny
 
+from configs import acre as acre_config
+from iclm import config
 from iclm.data import acre, assemble, raven
+from iclm.data import acre_world as world
+from iclm.data.acre_world import View
 from iclm.data.records import Example
 
 
@@ -19,6 +24,22 @@ def test_the_tokenizer_knows_what_comes_late_and_what_comes_in_turns():
   made = assemble.make_tokenizer(c, grain.MapDataset.source(list(map(row, texts))))
   assert [len(made.encode(text)) for text in ("early", "late", "odd")] == [1, 1, 1]
   assert made == assemble.make_tokenizer(c, grain.MapDataset.source(list(map(row, texts))))
+
+
+@pytest.mark.parametrize("form", ["symbolic", "text"])
+def test_under_comp_an_object_that_training_never_showed_is_spelled_like_those_that_it_did(form):
+  c = config.from_config_dict(acre_config.get_config("comp"))
+  trained = [acre.Problems(form, "comp", 0, 4, 0)[i] for i in range(c.data.tokenizer.texts)]
+  tok = assemble.make_tokenizer(c, grain.MapDataset.source(trained))
+
+  def lengths(objects):
+    texts = [world.verbalise(form, [View((i,), lit=True)], [(i,)])[0] for i in objects]
+    return {len(tok.encode(text)) for text in texts}
+
+  # Each object is shown and asked about; in symbols some numbers of both have a digit less.
+  seen = lengths(acre.COMP_TRAIN)
+  assert lengths(acre.COMP_TEST) == seen
+  assert len(seen) == {"symbolic": 2, "text": 1}[form]
 
 
 def test_records_without_a_group_are_labelled_by_the_solvers(tmp_path):

@@ -17,6 +17,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ACRE = [f"Answer 0, 1 or 2:\n[{i}, {i * 7 % 48}] -> {i % 3}\n[{i}] -> 0" for i in range(48)]
 NUMBERS = tokenizer_lib.train(ACRE, 400, tokenizer_lib.NUMBERS)
 WORDS = tokenizer_lib.train(ACRE, 400, tokenizer_lib.WORDS)
+APART = tokenizer_lib.train(ACRE, 400, tokenizer_lib.NUMBERS, tuple("0123456789"))
 
 
 def pieces(tokenizer, text):
@@ -26,7 +27,7 @@ def pieces(tokenizer, text):
 @settings(max_examples=40, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_comes_back(text):
-  for tokenizer in (NUMBERS, WORDS):
+  for tokenizer in (NUMBERS, WORDS, APART):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -55,6 +56,23 @@ def test_sentences_that_come_back_word_for_word_are_one_piece():
   made = tokenizer_lib.train(["".join(said), "[5] -> 0\n"] * 3, 400, tokenizer_lib.SENTENCES)
   assert pieces(made, "".join(said * 2)) == said * 2
   assert pieces(made, "[5] -> 0\n") == ["[", "5", "] -> ", "0", "\n"]
+
+
+def test_what_stands_apart_is_never_part_of_another_token():
+  assert pieces(APART, "[5, 35] -> 0\n[3") == [
+    *("[", "5", ", ", "3", "5", "] -> ", "0", "\n[", "3"),
+  ]
+  # "A red cube" is seen often, "A gray ball" never; "reddish" is not to hide behind "red".
+  said = ["A red cube is here. ", "A gray cube is here. ", "A reddish ball is here. "]
+  apart = ("red", "gray", "reddish", "cube", "ball")
+  made = tokenizer_lib.train(said * 20, 400, tokenizer_lib.SENTENCES, apart)
+  assert pieces(made, "A red cube is here. ") == ["A ", "red ", "cube ", "is here. "]
+  assert pieces(made, "A gray ball is here. ") == ["A ", "gray ", "ball ", "is here. "]
+  assert pieces(made, "A reddish cube is here. ") == ["A ", "reddish ", "cube ", "is here. "]
+  made = tokenizer_lib.train(["a.b aab"] * 9, 300, "[^ ]+", ("a.b",))
+  assert pieces(made, "a.baab") == ["a.b", "aab"]  # A point is a point.
+  with pytest.raises(InputError, match=r"apart = \('a', ''\) holds an empty string; leave it out"):
+    tokenizer_lib.train([], 300, tokenizer_lib.WORDS, ("a", ""))
 
 
 def test_a_symbol_takes_the_marks_behind_it():

@@ -2,7 +2,7 @@
 
   python -m experiments.sweep --sweep=configs/sweeps/acre_comp.py --workdir=runs/acre_comp --jobs=2
 
-Of comp, dense and iclm have been run to their end, with seed 0; see the README.
+What has been run of it is in the README.
 """
 
 from ml_collections import config_dict

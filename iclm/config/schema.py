@@ -195,6 +195,7 @@ class Tokenizer:
   path: str  # A tokenizer.json; empty: train one on the training data.
   vocab_size: int
   split: Literal["words", "numbers", "sentences", "symbols", "phrases"]
+  apart: tuple[str, ...]  # Strings that stand alone, whatever the split says.
   texts: int  # Examples that it is trained on.
 
 

@@ -122,7 +122,7 @@ def make_tokenizer(c: config.Config, training: grain.MapDataset) -> Tokenizer:
   if t.path:
     return tokenizer.load(pathlib.Path(t.path).expanduser())
   found = sample(c, training, t.texts)
-  return tokenizer.train(_texts(found), t.vocab_size, SPLITS[t.split])
+  return tokenizer.train(_texts(found), t.vocab_size, SPLITS[t.split], t.apart)
 
 
 def _flat(training: Any, indices: Iterable[int]) -> Iterator[Example]:

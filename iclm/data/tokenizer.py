@@ -5,7 +5,7 @@ import functools
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import SupportsInt
 
 import tokenizers
@@ -187,7 +187,9 @@ class Tokenizer:
     )
 
 
-def train(texts: Iterable[str], vocab_size: int, split: str) -> Tokenizer:
+def train(
+  texts: Iterable[str], vocab_size: int, split: str, apart: Sequence[str] = ()
+) -> Tokenizer:
   """Learns a byte-level BPE vocabulary: any text is encoded without loss, none is unknown.
 
   The result depends on the texts, not on their order in memory or on threads.
@@ -198,12 +200,16 @@ def train(texts: Iterable[str], vocab_size: int, split: str) -> Tokenizer:
     split: regular expression (Oniguruma); merges never cross the border of a match. What lies
       between two matches is one piece. `WORDS`, `NUMBERS`, `SENTENCES`, `SYMBOLS`, `PHRASES` are
       good ones.
+    apart: strings that stand alone, with a space behind them, whatever `split` says. Where
+      combinations of them are held out: one that is often seen would become a token of its own, and
+      one that is held out would not.
 
   Returns:
     The tokenizer; <pad> has id 0, <bos> 1, <eos> 2.
 
   Raises:
-    InputError: the vocabulary is too small, or the expression is malformed.
+    InputError: the vocabulary is too small, the expression is malformed, or a string of `apart` is
+      empty.
   """
   smallest = 3 + len(pre_tokenizers.ByteLevel.alphabet())
   if vocab_size < smallest:
@@ -212,9 +218,14 @@ def train(texts: Iterable[str], vocab_size: int, split: str) -> Tokenizer:
     pattern = tokenizers.Regex(split)
   except Exception as error:  # The library raises bare Exception.
     raise InputError(f"split = {split!r} is no regular expression: {error}.") from None
+  if "" in apart:
+    raise InputError(f"apart = {tuple(apart)!r} holds an empty string; leave it out.")
+  longest_first = sorted(apart, key=len, reverse=True)  # Or one that begins another hides it.
+  alone = tokenizers.Regex(rf"(?:{'|'.join(map(re.escape, longest_first))}) ?")
   backend = tokenizers.Tokenizer(models.BPE())
   backend.pre_tokenizer = pre_tokenizers.Sequence(
     [
+      *([pre_tokenizers.Split(alone, "isolated")] if apart else []),
       pre_tokenizers.Split(pattern, "isolated"),
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
