@@ -214,19 +214,10 @@ def train(
   smallest = 3 + len(pre_tokenizers.ByteLevel.alphabet())
   if vocab_size < smallest:
     raise InputError(f"vocab_size = {vocab_size} is too small; the least is {smallest}.")
-  try:
-    pattern = tokenizers.Regex(split)
-  except Exception as error:  # The library raises bare Exception.
-    raise InputError(f"split = {split!r} is no regular expression: {error}.") from None
-  if "" in apart:
-    raise InputError(f"apart = {tuple(apart)!r} holds an empty string; leave it out.")
-  longest_first = sorted(apart, key=len, reverse=True)  # Or one that begins another hides it.
-  alone = tokenizers.Regex(rf"(?:{'|'.join(map(re.escape, longest_first))}) ?")
   backend = tokenizers.Tokenizer(models.BPE())
   backend.pre_tokenizer = pre_tokenizers.Sequence(
     [
-      *([pre_tokenizers.Split(alone, "isolated")] if apart else []),
-      pre_tokenizers.Split(pattern, "isolated"),
+      *_splits(split, apart),
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
   )
@@ -241,6 +232,22 @@ def train(
   special = re.compile("|".join((PAD, BOS, EOS)))
   backend.train_from_iterator((piece for text in texts for piece in special.split(text)), trainer)
   return Tokenizer.from_json(backend.to_str())
+
+
+def _splits(split: str, apart: Sequence[str]) -> list[pre_tokenizers.Split]:
+  """What cuts a text into the pieces that no merge leaves; see `train`."""
+  try:
+    pattern = tokenizers.Regex(split)
+  except Exception as error:  # The library raises bare Exception.
+    raise InputError(f"split = {split!r} is no regular expression: {error}.") from None
+  if "" in apart:
+    raise InputError(f"apart = {tuple(apart)!r} holds an empty string; leave it out.")
+  found = [pre_tokenizers.Split(pattern, "isolated")]
+  if apart:
+    longest_first = sorted(apart, key=len, reverse=True)  # Or one that begins another hides it.
+    alone = tokenizers.Regex(rf"(?:{'|'.join(map(re.escape, longest_first))}) ?")
+    found.insert(0, pre_tokenizers.Split(alone, "isolated"))
+  return found
 
 
 def load(path: str | pathlib.Path, told: Mapping[str, str | int | None] | None = None) -> Tokenizer:
