@@ -21,7 +21,7 @@ def get_config():
   c.optimizer.update(lr=3e-3, warmup=50, router_lr=0.1)
   c.data.train = {"mechanisms": base.source(tfds="mechanisms/default", split="iid_train")}
   c.data.domains = ("lower", "upper", "digits", "words", "signs")
-  c.data.update(seq_len=36, question="none", questions_per_row=1)
+  c.data.update(seq_len=36, question="none", questions_per_row=1, counted=16)
   c.data.tokenizer.update(split="words", vocab_size=512)
   c.evaluation.update(every=500, batch_size=128)
   c.evaluation.sets = {
@@ -37,7 +37,7 @@ def get_config():
     becomes="rotate",
     examples=500,
     rehearsed=500,  # Without them the expert loses half of what else its surface asks for.
-    steps=600,
+    steps=500,
     lr=1e-2,
     base_lr=3e-4,
     lora_lr=0.0,  # 3e-3 sets a dense LoRA beside it, in another half minute.
