@@ -33,7 +33,9 @@ class Model:
   """The base language model: a decoder of the Llama family."""
 
   layers: int
-  trunk_layers: int  # The lowest ones carry no adapters and run once for router and streams.
+  # The lowest ones carry no adapters and run once for router and streams; what they have done, no
+  # update of an expert reaches.
+  trunk_layers: int
   d_model: int
   heads: int
   kv_heads: int
