@@ -2,7 +2,7 @@
 
   python -m experiments.sweep --sweep=configs/sweeps/acre_comp.py --workdir=runs/acre_comp --jobs=2
 
-What has been run of it is in the README.
+What has been run of it is in `experiments/results/README.md`.
 """
 
 from ml_collections import config_dict
