@@ -140,10 +140,10 @@ def ours(name: str, c: Config) -> Case:
   state = step.init_state(c, model, tx, mesh, jax.random.key(0))
   batch = sharding.put_batch(random_batch(c, c.batch_size), mesh)
   args = batch, jax.random.key(1)
-  lowered = step.make_train_step(c, model, tx, mesh).lower(state, *args)
-  counted = flops.of(functools.partial(step.train_step, config=c, model=model, tx=tx), state, *args)
+  advance = step.make_train_step(c, model, tx, mesh)
   size = sum(x.nbytes for x in jax.tree.leaves(state.params["domain"]))
-  return Case(name, lowered, state, args, counted, size)
+  counted = flops.of(advance, state, *args)
+  return Case(name, advance.lower(state, *args), state, args, counted, size)
 
 
 def plain(name: str, c: Config) -> Case:
@@ -184,6 +184,7 @@ def plain(name: str, c: Config) -> Case:
     scaled = {k: (x["a"][:, None], x["b"][:, None] * e.alpha / e.rank) for k, x in moving.items()}
     return losses.next_token_xent(*forward(base, scaled, batch))[0]
 
+  @functools.partial(jax.jit, donate_argnums=0)
   def advance(state, base, twice, once):
     moving, moments = state
     value, grads = jax.value_and_grad(loss)(moving, base, twice)
@@ -193,8 +194,7 @@ def plain(name: str, c: Config) -> Case:
 
   state = moving, tx.init(moving)
   args = base, twice, once
-  lowered = jax.jit(advance, donate_argnums=0).lower(state, *args)
-  return Case(name, lowered, state, args, flops.of(advance, state, *args), 0)
+  return Case(name, advance.lower(state, *args), state, args, flops.of(advance, state, *args), 0)
 
 
 def decode(name: str, c: Config, n_rows: int) -> tuple[Case, Case]:
@@ -213,19 +213,21 @@ def decode(name: str, c: Config, n_rows: int) -> tuple[Case, Case]:
   given = Sampling(0.0, 0, 1.0), compose.NOTHING, -1
   left_B, key_B = np.full(n_rows, N_SAID, np.int32), jax.random.split(jax.random.key(1), n_rows)
 
+  @jax.jit
   def read(params, prompts):
     return params, decoding.read(model, params, prompts, left_B, key_B, *given, room=N_SAID)[0]
 
+  @jax.jit
   def say(params, spoken):
     return params, decoding.say(model, params, spoken, *given, N_SAID - 1).said_BM
 
-  _, spoken = jax.jit(read)(params, prompts)
+  _, spoken = read(params, prompts)
   # A loop's trips are in its data: one token is counted, and multiplied.
   one = lambda params, spoken: model.apply(params, spoken.next, cache=spoken.cache)
   flops_said = (N_SAID - 1) * flops.of(one, params, spoken)
   size = sum(x.nbytes for x in jax.tree.leaves(params.get("domain", {})))
   of = lambda suffix, f, args, n_flops: Case(
-    f"{name}/{suffix}", jax.jit(f).lower(params, args), params, (args,), n_flops, size
+    f"{name}/{suffix}", f.lower(params, args), params, (args,), n_flops, size
   )
   return of("prompt", read, prompts, flops.of(read, params, prompts)), of(
     "answer", say, spoken, flops_said
