@@ -14,7 +14,10 @@ def check(c: Config) -> None:
   if s.surface not in FORMS:
     if s.surface.startswith("acre"):
       raise InputError(f"config.study.shift.surface = {s.surface!r}: {nearest(s.surface, FORMS)}")
-    examples(c, "test", 0)
+    try:
+      examples(c, "test", 0)
+    except InputError as error:  # Which begins with the key.
+      raise InputError(f"config.study.shift.{error}") from None
     return
   for key, value in (("operation", LIGHT), ("becomes", INVERTED)):
     if getattr(s, key) != value:

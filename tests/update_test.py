@@ -192,6 +192,11 @@ def test_a_bound_on_what_is_recovered():
     ("study.shift.lora_lr", -1.0, "lora_lr = -1.0"),
     ("study.shift.lr", 0.0, r"shift\.lr = 0.0"),
     ("study.shift.becomes", "reverse", "shifts nothing"),
+    (
+      "study.shift.becomes",
+      "rotat",
+      r"config\.study\.shift\.becomes = .rotat.*did you mean .rotate.\?$",
+    ),
     ("study.shift.curve", (0,), r"curve = \(0,\)"),
     ("experts.rank", 4, "rank 6 .* = 24 is wider"),
     ("study.shift.surface", "acre_txt", "acre_text"),

@@ -246,4 +246,4 @@ def check_shift(task: Task, shift: Shift) -> None:
 def check_known(name: str, value: str, known: Collection[str]) -> None:
   """Raises InputError if a value is none of the known ones, and tells the nearest."""
   if value not in known:
-    raise InputError(f"{name} = {value!r} of the task is not known; {nearest(value, known)}.")
+    raise InputError(f"{name} = {value!r} of the task is not known; {nearest(value, known)}")
