@@ -45,6 +45,7 @@ def untimed(monkeypatch):
   monkeypatch.setattr(cases, "time_in_turns", time_in_turns)
 
 
+@pytest.mark.slow
 def test_figures_stand_beside_their_cases(small, untimed):
   found, figures = bench.train(small, [2, 6], 2)
   by_name = {case.name: case for case in found}

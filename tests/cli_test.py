@@ -85,6 +85,7 @@ def test_what_is_examined_of_a_file_is_drawn_and_not_its_head():
   assert evaluate._sample(records, 2000, seed=0) == records
 
 
+@pytest.mark.slow
 def test_routes_are_compared_with_those_of_another_seed_and_of_a_paraphrase(
   whole,  # noqa: F811
   data,  # noqa: F811

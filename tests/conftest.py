@@ -50,6 +50,12 @@ VOCAB = 23
 SEED = 8  # Of the parameters that `build` draws, under which small models route inputs apart.
 
 
+def pytest_collection_modifyitems(items):
+  """Files with slow tests come first, so that no process ends alone on one of them."""
+  slow = {item.path for item in items if item.get_closest_marker("slow")}
+  items.sort(key=lambda item: item.path not in slow)
+
+
 def tiny(**changes) -> config.Config:
   """A config of a few thousand parameters; `changes` are dotted keys with __ for the dot."""
   c = base.get_config()

@@ -3,6 +3,8 @@
 import pytest
 from conftest import on_eight_devices
 
+pytestmark = pytest.mark.slow
+
 MESHES = """
 import dataclasses, json, sys
 sys.path.insert(0, "tests")

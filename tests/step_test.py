@@ -192,6 +192,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_eight_devices_give_the_losses_of_one_and_hold_their_part_only(kind):
   found = on_eight_devices(SHARDED, kind)
