@@ -3,8 +3,8 @@
   python -m experiments.train --config=configs/qwen3_4b.py --workdir=runs/qwen3_4b
 
 4.02 billion parameters, 16.1 GB in float32; over the mesh of four devices, 4.0 GB on each.
-Computed from the shapes; not run yet. The folder is checkpoints/Qwen3-4B,
-or --config.checkpoint.init_from=FOLDER.
+Computed from the shapes; compiled for a slice of a TPU, not run yet.
+The folder is checkpoints/Qwen3-4B, or --config.checkpoint.init_from=FOLDER.
 """
 
 from configs import presets, pretrained
