@@ -117,10 +117,12 @@ def test_moments_keep_the_boxes():
 def test_the_optimizer_of_a_config_follows_what_it_trains():
   cfg = base.get_config()
   cfg.trains.base, cfg.trains.only_experts, cfg.optimizer.warmup = False, (1,), 1
+  cfg.trains.combine = False
   cfg.optimizer.router_lr = 0.5
   tx, params = optim.from_config(config.from_config_dict(cfg)), tree(0)
   after, state = step(tx)(params, tx.init(params), tree(1))
-  same_bits(params["base"], after["base"])
+  for group in ("base", "combine"):  # By decay too, which needs no gradient.
+    same_bits(params[group], after[group])
   np.testing.assert_array_equal(state["domain"].count_E, [1])
   # A first step is lr * sign(g), without decay: half of it for the router.
   move = jnp.abs(after["router"]["prototypes_EP"] - params["router"]["prototypes_EP"])

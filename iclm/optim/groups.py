@@ -25,7 +25,7 @@ ADAM_RMS = 0.2  # Of an update over the learning rate, as Liu et al. find it for
 def from_config(config: Config) -> optax.GradientTransformation:
   """The optimizer of a run; see `make`."""
   o, trains = config.optimizer, config.trains
-  moves = {name: getattr(trains, name) for name in ("base", "invariant", "router", "domain")}
+  moves = {name: getattr(trains, name) for name in GROUPS}
   if trains.domain and trains.only_experts:
     moves["domain"] = trains.only_experts
   return make(
@@ -37,7 +37,7 @@ def from_config(config: Config) -> optax.GradientTransformation:
     weight_decay=o.weight_decay,
     clip=o.clip,
     lr_scale=dict.fromkeys(GROUPS, 1.0) | {"router": o.router_lr},
-    trainable=moves | {"combine": True},
+    trainable=moves,
     still=() if trains.lower else LOWER,
   )
 
