@@ -274,3 +274,18 @@ def test_what_is_computed_again_is_the_same(batch):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol), again, expected
     )
+
+
+def test_of_drawn_messages_alone_nothing_else_is_drawn(batch):
+  noisy = {"experts__dropout": 0.5, "model__position_gap": 3, "router__kind": "gumbel"}
+  silent = {"bottleneck__kind": "none", "loss__beta": 0.0, "loss__dependence": 0.0}
+  model, params = build(tiny(**noisy | silent))
+  key, still = jax.random.key(0), model.apply(params, batch)
+  only = model.apply(params, batch, compose.Draws(message=key))
+  np.testing.assert_array_equal(only.logits_BTV, still.logits_BTV)  # There are no messages.
+  assert (model.apply(params, batch, key).logits_BTV != still.logits_BTV).any()
+  model, params = build(tiny(**noisy))
+  only, still = (model.apply(params, batch, d) for d in (compose.Draws(message=key), None))
+  np.testing.assert_array_equal(only.routing.index_B, still.routing.index_B)
+  np.testing.assert_array_equal(only.rate_SBT, still.rate_SBT)  # Of what is said, not of its noise.
+  assert (only.messages_SBTZ != still.messages_SBTZ).any()

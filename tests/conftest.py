@@ -90,9 +90,9 @@ def make_batch(seed: int, n_rows: int, n_tokens: int, n_questions: int = 2) -> B
   return Batch(*map(jnp.asarray, arrays))
 
 
-def jitted(c: config.Config) -> compose.Model:
+def jitted(c: config.Config, vocab_size: int = VOCAB) -> compose.Model:
   """The model with both functions compiled: eager JAX is slow on small shapes."""
-  model = compose.build(c, VOCAB)
+  model = compose.build(c, vocab_size)
   init = jax.jit(lambda key: sharding.unbox(model.init(key)))
   return compose.Model(init, jax.jit(model.apply, static_argnames="alone"))
 

@@ -6,7 +6,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from conftest import tiny
+from around_test import AROUND
+from conftest import draw, jitted, tiny
 
 from iclm import compose, sharding
 from iclm.axes import STREAMS
@@ -17,6 +18,7 @@ from iclm.evals import accuracy, interchange, interventions, locality
 from iclm.evals.subject import Subject, served_by, speaking
 
 SOFT = {"router__kind": "soft", "router__scale": 0.1}  # Every expert has some weight.
+SHAPE = {"data__seq_len": 24, "data__question": "none", "data__questions_per_row": 1}
 WORDS = "a b c d e f g h : x y z u v"
 
 
@@ -212,8 +214,7 @@ def model(tok, params):
 
 
 def subject(tok, params, **changes):
-  shape = {"data__seq_len": 24, "data__question": "none", "data__questions_per_row": 1}
-  c = tiny(**shape | changes)
+  c = tiny(**SHAPE | changes)
   mesh = sharding.make_mesh(c.mesh)
   return Subject(c, compose.build(c, tok.vocab_size, mesh), params, tok, mesh)
 
@@ -225,6 +226,19 @@ def test_a_model_that_speaks_with_its_own_messages_is_itself(model):
   assert said.mask_NP.sum(axis=1).tolist() == [2, 3, 4] * 3
   without = model.score(examples)
   np.testing.assert_array_equal(said.index_N, without.index_N)
+  own = model.score(examples, speaking(said.z_SNPZ, [True, True]))
+  np.testing.assert_array_equal(own.nll_N, without.nll_N)
+  other = model.score(examples, speaking(np.roll(said.z_SNPZ, 1, axis=1), [False, True]))
+  assert (other.nll_N != without.nll_N).all()
+
+
+def test_in_around_too_and_another_message_is_where_the_answer_is(tok):
+  c = tiny(**AROUND | SHAPE)
+  built = compose.build(c, tok.vocab_size)
+  params = draw(jitted(c, tok.vocab_size))
+  model = Subject(c, built, params, tok, sharding.make_mesh(c.mesh))
+  examples = [example(i, "ab"[i % 2]) for i in range(6)]
+  said, without = model.messages(examples), model.score(examples)
   own = model.score(examples, speaking(said.z_SNPZ, [True, True]))
   np.testing.assert_array_equal(own.nll_N, without.nll_N)
   other = model.score(examples, speaking(np.roll(said.z_SNPZ, 1, axis=1), [False, True]))

@@ -15,7 +15,7 @@ and metered; `residual` is ours (DESIGN of the project: a fresh model is its bas
 
 from iclm.compose.cache import Cache
 from iclm.compose.cache import empty as empty_cache
-from iclm.compose.interface import NOTHING, Intervention, Model, Output
+from iclm.compose.interface import NOTHING, Draws, Intervention, Model, Output
 from iclm.compose.model import build
 from iclm.compose.perturb import perturb
 from iclm.compose.serving import check_finite, heard_alone, is_block, streams
@@ -23,6 +23,7 @@ from iclm.compose.serving import check_finite, heard_alone, is_block, streams
 __all__ = [
   "NOTHING",
   "Cache",
+  "Draws",
   "Intervention",
   "Model",
   "Output",

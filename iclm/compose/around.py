@@ -9,6 +9,10 @@ core what the invariant one's does: no state goes past a message. With `lower` =
 translates token by token, so that whatever looks at more than one token is the core's. Without the
 invariant expert, as an intervention, the domain expert's message passes by the core.
 
+A rate is told, and priced, where an answer is predicted. Here the messages of the prompt reach the
+core too, and are not counted: it bounds what an answer's own positions pass on, not what the core
+knows of the input.
+
 Source: ours, after a prototype of the project; the paper has parallel streams only.
 """
 

@@ -12,12 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 from iclm import axes, experts, routing, sharding
 from iclm.compose import around, parallel, serving
 from iclm.compose.cache import Cache, Passes
-from iclm.compose.interface import NOTHING, Intervention, Model, Output
+from iclm.compose.interface import NOTHING, Draws, Intervention, Model, Output
 from iclm.config import Config, InputError
 from iclm.data.pipeline import Batch
 from iclm.nn import attention, block, transformer
-
-GAP = 3  # Folded into the key that draws positions.
 
 
 def build(config: Config, vocab_size: int, mesh: Mesh | None = None) -> Model:
@@ -106,7 +104,7 @@ def _positions(config: Config, batch: Batch, key: Array | None) -> Int[Array, "B
     return position_BT
   if key is None:
     return position_BT * (1 + gap) // 2
-  steps_BT = jax.random.randint(jax.random.fold_in(key, GAP), position_BT.shape, 1, gap + 1)
+  steps_BT = jax.random.randint(key, position_BT.shape, 1, gap + 1)
   return jnp.take_along_axis(jnp.cumsum(steps_BT, axis=1), position_BT, axis=1)
 
 
@@ -129,7 +127,9 @@ def _plain(
   passes = Passes(lambda x: x, cache)
   call = functools.partial(decoder.apply, {"params": params["base"]})
   mask_BTC = _mask(config, batch, passes)
-  shared = block.shared(config.model, _positions(config, batch, key), mask_BTC, None)
+  shared = block.shared(
+    config.model, _positions(config, batch, Draws.of(key).position), mask_BTC, None
+  )
   run = lambda method, *args: passes(method, functools.partial(call, *args, method=method))
   x_BTD = run("trunk", call(batch.tokens_BT, method="embed"), shared)
   logits_BTV = call(run("upper", x_BTD, {}, shared, at_BC), method="unembed")
@@ -143,7 +143,7 @@ def _apply(
   mesh: Mesh | None,
   params: Any,
   batch: Batch,
-  key: Array | None = None,
+  key: Array | Draws | None = None,
   do: Intervention = NOTHING,
   *,
   tau: Float[Array, ""] | float | None = None,
@@ -152,7 +152,7 @@ def _apply(
   at_BC: Int[Array, "B C"] | None = None,
 ) -> Output:
   """See `Model`."""
-  k_route, k_drop, k_noise = (None,) * 3 if key is None else jax.random.split(key, 3)
+  draws = Draws.of(key)
   pin = functools.partial(_pin, mesh)
   passes = Passes(pin, cache)
 
@@ -160,7 +160,7 @@ def _apply(
     variables = {"params": params["base"]}
     return passes(name, functools.partial(decoder.apply, variables, *args, method=method))
 
-  position_BT, mask_BTC = _positions(config, batch, key), _mask(config, batch, passes)
+  position_BT, mask_BTC = _positions(config, batch, draws.position), _mask(config, batch, passes)
   shared = block.shared(config.model, position_BT, mask_BTC, None)
   embedded_BTD = call(None, "embed", batch.tokens_BT)
   x_BTD = call("trunk", "trunk", embedded_BTD, shared)
@@ -180,9 +180,10 @@ def _apply(
   if routed is None:
     state_BTD = {"embed": embedded_BTD, "trunk": x_BTD, "base": base_BTD}[config.router.reads]
     read = _read(config, state_BTD, batch)
-    routed, prompt = _route(config, params["router"], read, batch, k_route, do, tau)
+    routed, prompt = _route(config, params["router"], read, batch, draws.route, do, tau)
   states = params, x_BTD, shared, routed
-  upper = serving.Upper(config, decoder, expert, passes, *states, (k_drop, k_noise), do, at_BC)
+  keys = draws.dropout, draws.message
+  upper = serving.Upper(config, decoder, expert, passes, *states, keys, do, at_BC)
   if config.topology.kind == "around":
     told = *around.run(upper), None
   else:

@@ -143,7 +143,9 @@ def speak(config: Config, expert: experts.Expert, served: Served, state, key, do
     mine = jnp.arange(len(speaker)) % served.n  # Which of an input's rows this one is.
     z = jnp.where(speaker[:, None, None] < 0, 0, z[speaker * served.n + mine])
   if do.message_SBTZ is not None:
-    z = jnp.where(to_rows(do.patch_SB)[:, None, None], to_rows(do.message_SBTZ), z)
+    patch = to_rows(do.patch_SB)
+    patch = patch.reshape(*patch.shape, *(1,) * (z.ndim - patch.ndim))
+    z = jnp.where(patch, to_rows(do.message_SBTZ), z)
   said = expert.decode(served.params, z, served.weights)
   return said, z, information.gaussian_rate(*message)
 

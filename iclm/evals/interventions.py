@@ -5,8 +5,10 @@
               another input of the same expert (resampled); routes stay
   swap        the inputs of expert e are served by expert f
 
-An expert's knock-out changes only the inputs that it serves. Under a router that mixes experts, the
-one of the largest weight counts as serving, and what is replaced is the message of the mixture.
+A message is replaced where the answer is predicted; in the topology `around` those of the prompt
+stay. An expert's knock-out changes only the inputs that it serves. Under a router that mixes
+experts, the one of the largest weight counts as serving, and what is replaced is the message of the
+mixture.
 Source: Chan et al., "Causal scrubbing", 2022 (resampling). See `iclm.evals.interchange` too.
 """
 

@@ -48,7 +48,7 @@ class Subject:
     self._scorer = accuracy.make_scorer(config, model)
     self._plain_scorer = accuracy.make_scorer(config, model, alone=False)
     self._decoding = generate.make_decoding(model)
-    self._speaker = jax.jit(functools.partial(_speak, model, config.router.kind == "gumbel"))
+    self._speaker = jax.jit(functools.partial(_speak, model))
     self._logits = jax.jit(lambda params, batch: model.apply(params, batch).logits_BTV)
     self._reader = jax.jit(lambda params, batch: model.apply(params, batch).prompt_BP)
 
@@ -145,7 +145,8 @@ class Subject:
 
 
 def speaking(z_SNPZ: Float[np.ndarray, "S N P Z"], streams: Sequence[bool]) -> accuracy.PerBatch:
-  """The intervention under which example n speaks with z_SNPZ[:, n] on some of its streams.
+  """The intervention under which example n speaks with z_SNPZ[:, n] on some of its streams, where
+  its answer is predicted.
 
   Args:
     z_SNPZ: a message for each place of an answer; the last one serves places beyond P.
@@ -155,9 +156,10 @@ def speaking(z_SNPZ: Float[np.ndarray, "S N P Z"], streams: Sequence[bool]) -> a
   def do(example_BT, place_BT):
     place_BT = np.clip(place_BT, 0, z_SNPZ.shape[2] - 1)
     message_SBTZ = z_SNPZ[:, np.maximum(example_BT, 0), place_BT]
-    patch_SB = np.broadcast_to(np.array(streams)[:, None], message_SBTZ.shape[:2])
+    # Elsewhere a stream keeps its own: in the topology `around` the core hears of the prompt too.
+    patch_SBT = np.array(streams)[:, None, None] & (example_BT >= 0)
     return compose.Intervention(
-      message_SBTZ=jnp.asarray(message_SBTZ), patch_SB=jnp.asarray(patch_SB)
+      message_SBTZ=jnp.asarray(message_SBTZ), patch_SB=jnp.asarray(patch_SBT)
     )
 
   return do
@@ -171,14 +173,7 @@ def served_by(expert: int) -> accuracy.PerBatch:
   return lambda example_BT, _: compose.Intervention(route_B=jnp.full(len(example_BT), expert))
 
 
-def _speak(
-  model: compose.Model, draws_routes: bool, params: Any, batch: Batch, key, do: compose.Intervention
-):
-  output = model.apply(params, batch, None, do)
+def _speak(model: compose.Model, params: Any, batch: Batch, key, do: compose.Intervention):
+  output = model.apply(params, batch, compose.Draws(message=key), do)
   assert output.routing is not None
-  index_B = output.routing.index_B
-  if key is not None:
-    # Where no route is drawn there is none to hold, and one expert is not what a mixture says.
-    held = do._replace(route_B=index_B, swap_E=None) if draws_routes else do
-    output = model.apply(params, batch, key, held)
-  return output.messages_SBTZ, index_B
+  return output.messages_SBTZ, output.routing.index_B

@@ -34,12 +34,12 @@ def eval_step(
   model: compose.Model,
   alone: bool = True,
 ) -> Scores:
-  """Scores the targets of a batch; deterministic where `key` is None.
+  """Scores the targets of a batch; deterministic where `key` is None, else its messages are drawn.
 
   Args:
     alone: what each stream says alone is scored too, at the cost of one more head for each.
   """
-  output = model.apply(params, batch, key, do, alone=alone)
+  output = model.apply(params, batch, compose.Draws(message=key), do, alone=alone)
   logp_BT, hit_BT = _score(output.logits_BTV, batch.targets_BT)
   n = (0, *batch.tokens_BT.shape)
   alone_logp, alone_hit = jnp.zeros(n), jnp.zeros(n, bool)
