@@ -1,6 +1,7 @@
 """The train step: what moves, what stands still, and that the layout does not matter."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,41 @@ def test_an_idle_expert_stands_still(batch):
     lambda a, b: np.abs(a[0] - b[0]).max(), before.params["domain"], state.params["domain"]
   )
   assert moved["message"]["out"] > 0
+
+
+def seen_by(c, batch, route_B=None, **routed):
+  output = compose.Output(batch.tokens_BT, prompt_BP=batch.tokens_BT)
+  given = {"score_B": jnp.zeros(len(batch.tokens_BT)), "index_B": None} | routed
+  output = output._replace(routing=types.SimpleNamespace(**given))
+  return terms._seen(c, output, batch, compose.Intervention(route_B=route_B))
+
+
+def test_usage_is_of_what_the_router_chose_whoever_was_made_to_serve(batch):
+  # A router that sends all to expert 0; every other input is served by expert 2.
+  route_B = jnp.where(jnp.arange(8) % 2 == 1, 2, -1)
+  chose = {"logits_BE": jnp.zeros((8, 3)).at[:, 0].set(1.0)}
+  seen = seen_by(tiny(), batch, route_B, index_B=jnp.maximum(route_B, 0), **chose)
+  assert not seen.index_B.any()
+  drawn_B = jnp.arange(8) % 3  # A draw is the router's own, where nobody steps in.
+  same(seen_by(tiny(), batch, index_B=drawn_B, **chose).index_B, drawn_B)
+
+
+def test_padding_is_no_token_that_a_router_chose_for(batch):
+  by_token = tiny(router__level="token", router__kind="soft")
+  tokens_BT = jnp.zeros_like(batch.tokens_BT)
+  seen = seen_by(by_token, batch, index_B=tokens_BT, score_B=tokens_BT)
+  same(seen.mask_B, batch.segment_BT > 0)
+  assert not seen.mask_B.all()
+
+
+def test_an_answer_starts_where_it_is_predicted_first_though_all_targets_count(batch):
+  c = tiny(data__loss="all", data__question="none", data__questions_per_row=1)
+  # A prompt of three, whose last token is its question; an answer of two, and padding.
+  segment_BT = jnp.array([[1, 1, 2, 2, 2, 0]])
+  mask_BT = (segment_BT > 0) * 1.0
+  zeros_BT = jnp.zeros_like(segment_BT)
+  row = batch._replace(segment_BT=segment_BT, loss_mask_BT=mask_BT, targets_BT=zeros_BT)
+  assert terms._counted(c, row).starts_BC[0].tolist() == [0, 0, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("part", ["base", "invariant", "router", "domain"])
@@ -156,6 +192,10 @@ def test_a_model_without_a_bottleneck_has_rates_of_zero(batch):
 def test_a_weight_that_weighs_nothing_is_refused():
   with pytest.raises(InputError, match=r"config\.loss\.balance = 0\.01 weighs nothing"):
     step.check_weights(tiny(router__kind="random"))
+  for name in ("beta", "dependence", "aux"):
+    weight = dict.fromkeys(("loss__beta", "loss__dependence"), 0.0) | {f"loss__{name}": 0.5}
+    with pytest.raises(InputError, match=rf"config\.loss\.{name} = 0\.5 weighs nothing under"):
+      step.check_weights(tiny(experts__kind="none", **weight))
 
 
 SHARDED = """

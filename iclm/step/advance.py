@@ -119,9 +119,7 @@ def _weigh_domains(config: Config, group_G, metrics):
 def _follow_routes(config: Config, params, usage_E, seen: Seen, key):
   """Updates the running usage and revives dead experts, if the router learns."""
   r = config.router
-  index_B, mask_B = seen.index_B, seen.row_mask_B
-  if r.level == "token":
-    mask_B = jnp.broadcast_to(mask_B[:, None], index_B.shape)
+  index_B, mask_B = seen.index_B, seen.mask_B
   usage_E = routing.update_usage(usage_E, index_B, mask_B, r.usage_decay)
   learns = r.kind in routing.LEARNED and r.kind != "kmeans" and config.trains.router
   if r.revive_below == 0 or not learns:

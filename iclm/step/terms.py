@@ -20,12 +20,12 @@ ROUTER_TERMS = {
 
 
 class Seen(NamedTuple):
-  """What the router saw and did in a step; None for routers that learn nothing."""
+  """What the router saw and chose in a step, per input or per token; None without experts."""
 
-  index_B: Int[Array, "B"]
-  prompt_BP: Any  # Float[Array, "B P"]
-  score_B: Float[Array, "B"]
-  row_mask_B: Bool[Array, "B"]
+  index_B: Int[Array, "*B"]
+  prompt_BP: Any  # Float[Array, "*B P"]
+  score_B: Float[Array, "*B"]
+  mask_B: Bool[Array, "*B"]  # Not padding.
 
 
 class Counted(NamedTuple):
@@ -89,23 +89,34 @@ def loss(params, batch: Batch, key, n_tokens, *, config: Config, model: compose.
   metrics |= extra | {"loss_nats": loss, "token_accuracy": hit.sum() / jnp.maximum(n_tokens, 1)}
   seen = None
   if output.routing is not None:
-    rows_B = batch.prompt_mask_BT.any(axis=1)
-    seen = Seen(output.routing.index_B, output.prompt_BP, output.routing.score_B, rows_B)
+    seen = _seen(config, output, batch, do)
   return loss, (metrics, seen)
+
+
+def _seen(config: Config, output: compose.Output, batch: Batch, do: compose.Intervention) -> Seen:
+  routed: Any = output.routing
+  index_B, mask_B = routed.index_B, batch.prompt_mask_BT.any(axis=1)
+  if config.router.level == "token":
+    mask_B = batch.segment_BT > 0
+  if do.route_B is not None:  # What another expert was made to serve, the router still meant.
+    index_B = jnp.where(do.route_B >= 0, routed.logits_BE.argmax(axis=-1), index_B)
+  return Seen(index_B.astype(jnp.int32), output.prompt_BP, routed.score_B, mask_B)
 
 
 def check_weights(config: Config) -> None:
   """A loss weight without a term to weigh would be ignored: that is an error.
 
   Raises:
-    InputError: names the weight and the router whose losses it cannot weigh.
+    InputError: names the weight, and the router and the experts whose losses it cannot weigh.
   """
   has = set()
-  if config.experts.kind != "none" and config.router.kind in routing.LEARNED:
-    has = {"balance", "zloss"} | (
-      {"codebook", "commitment"} if config.router.kind == "vq" else set()
-    )
-  for name in ("balance", "zloss", "codebook", "commitment"):
+  if config.experts.kind != "none":
+    has = {"beta", "dependence", "aux"}
+    if config.router.kind in routing.LEARNED:
+      has |= {"balance", "zloss"}
+    if config.router.kind == "vq":
+      has |= {"codebook", "commitment"}
+  for name in ("beta", "dependence", "aux", "balance", "zloss", "codebook", "commitment"):
     if getattr(config.loss, name) != 0 and name not in has:
       raise InputError(
         f"config.loss.{name} = {getattr(config.loss, name)} weighs nothing under "
@@ -118,7 +129,9 @@ def _counted(config: Config, batch: Batch) -> Counted:
   counts_BT = batch.loss_mask_BT > 0
   before_BT = jnp.pad(counts_BT[:, :-1], ((0, 0), (1, 0)))
   same_BT = jnp.pad(batch.segment_BT[:, 1:] == batch.segment_BT[:, :-1], ((0, 0), (1, 0)))
-  every = batch.targets_BT, batch.loss_mask_BT, counts_BT & ~(before_BT & same_BT)
+  # Where a loss counts all targets, the context starts none.
+  starts_BT = counts_BT & ~(before_BT & same_BT) & (batch.segment_BT > 1)
+  every = batch.targets_BT, batch.loss_mask_BT, starts_BT
   if config.data.counted == 0:
     return Counted(None, *every)
   # Those that count, in their order, then others to fill up, which do not.
@@ -129,8 +142,7 @@ def _counted(config: Config, batch: Batch) -> Counted:
 def _dependence(config: Config, output: compose.Output, batch: Batch, at: Counted, key):
   """Dependence of the two messages where an answer starts: one sample per question."""
   start_M = at.starts_BC.reshape(-1)
-  # A row starts one answer per segment, its context included where `data.loss` is "all".
-  n = min(start_M.size, len(at.starts_BC) * (config.data.questions_per_row + 1))
+  n = min(start_M.size, len(at.starts_BC) * config.data.questions_per_row)
   (at_N,) = jnp.nonzero(start_M, size=n, fill_value=0)
   mask_N = jnp.arange(n) < start_M.sum()
   messages_SBTZ: Any = output.messages_SBTZ
