@@ -37,12 +37,10 @@ def main(flag: flags.FlagValues) -> int:
     raise InputError("--seed_workdir compares routes, which --interventions examines; give both")
   others = [Subject(*other[:-1]) for other in seeds.load(run, flag.workdir, flag.seed_workdir)]
   subject = Subject(*run[:-1])
-  sets = []
+  sets, n_draws = [], run.config.evaluation.draws if flag.draws is None else flag.draws
   for path, found in examples.items():
     summary = accuracy.summarise(found, subject.score(found), run.config)
-    draws = [
-      subject.score(found, key=jax.random.key(i)).correct_N.mean() for i in range(flag.draws)
-    ]
+    draws = [subject.score(found, key=jax.random.key(i)).correct_N.mean() for i in range(n_draws)]
     if draws:
       std = float(np.std(draws, ddof=1)) if len(draws) > 1 else None
       summary["sampled"] = {"draws": len(draws), "accuracy": float(np.mean(draws)), "std": std}
@@ -106,7 +104,8 @@ if __name__ == "__main__":
   flags.DEFINE_multi_string("data", None, "A jsonl or jsonl.gz; may be given several times.")
   flags.DEFINE_multi_string("seed_workdir", [], "The same run of another seed; several times.")
   flags.DEFINE_string("out", None, "Where the JSON goes.")
-  flags.DEFINE_integer("draws", 0, "Draws of the messages for the sampled accuracy.", lower_bound=0)
+  told = "Draws of the messages for the sampled accuracy; default: config.evaluation.draws."
+  flags.DEFINE_integer("draws", None, told, lower_bound=0)
   flags.DEFINE_bool("interventions", False, "Force, knock out, swap, interchange; and the routes.")
   flags.DEFINE_bool("independence", False, "How dependent the streams are, beside chance.")
   flags.DEFINE_integer(

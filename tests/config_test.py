@@ -44,6 +44,16 @@ def test_configs_are_complete_and_survive_a_round_trip(name):
     ({"evaluation.best": "iid"}, "'acre_iid'"),
     ({"trains.only_experts": (7,)}, "names expert 7"),
     ({"dependence.kind": "joint_mi", "dependence.features": 65}, "64 classes"),
+    ({"dependence.kind": "joint_mi"}, "needs config.dependence.given = 'none'"),
+    ({"dependence.features": 0}, "needs config.dependence.features of 1 or more"),
+    ({"bottleneck.kind": "none", "loss.beta": 0.0}, "needs config.bottleneck.kind other"),
+    ({"data.loss": "all"}, "needs config.data.loss = 'answer' or data.question = 'none'"),
+    (
+      {"data.loss": "all", "model.attention": "prefix", "loss.dependence": 0.0},
+      "would ask for what is seen",
+    ),
+    ({"loss.group_dro": 0.1, "accumulate": 2}, "set config.accumulate = 1"),
+    ({"router.tau_steps": 0}, "must be positive"),
   ],
 )
 def test_contradictions_are_told(change, sentence):

@@ -10,6 +10,7 @@ from iclm import compose
 from iclm.config import InputError
 
 N = 4_000
+NO_MESSAGES = {"bottleneck__kind": "none", "loss__beta": 0.0, "loss__dependence": 0.0}
 
 
 def draw(step=100, **perturb):
@@ -51,7 +52,7 @@ def test_a_speaker_says_what_it_would_say_itself(batch):
   "changes, told",
   [
     ({"perturb__drop": 0.7, "perturb__patch": 0.7}, "no probabilities"),
-    ({"perturb__drop": 0.1, "bottleneck__kind": "none", "loss__beta": 0.0}, "touch messages"),
+    ({"perturb__drop": 0.1, **NO_MESSAGES}, "touch messages"),
     ({"perturb__swap": 0.1, "router__level": "token"}, "needs experts"),
   ],
 )

@@ -43,10 +43,7 @@ def check(c: Config) -> None:
   )
   if c.experts.kind != "none":
     _check_experts(c)
-  _require(
-    c.loss.group_dro == 0 or len(c.data.domains) > 0,
-    f"config.loss.group_dro = {c.loss.group_dro} weighs domains; name them in config.data.domains",
-  )
+  _check_losses(c)
   _check_perturb(c)
   _check_data(c)
 
@@ -76,6 +73,7 @@ def _check_ranges(c: Config) -> None:
     "checkpoint.keep": c.checkpoint.keep,
     "router.tau_start": c.router.tau_start,
     "router.tau_end": c.router.tau_end,
+    "router.tau_steps": c.router.tau_steps,
     "router.width": c.router.width,
   }
   for key, value in positive.items():
@@ -124,22 +122,9 @@ def _check_experts(c: Config) -> None:
     c.bottleneck.kind == "none" or c.bottleneck.width > 0,
     f"config.bottleneck.width = {c.bottleneck.width} must be positive",
   )
-  _require(
-    c.loss.beta == 0 or c.bottleneck.kind != "none",
-    f"config.loss.beta = {c.loss.beta} weighs a rate, but config.bottleneck.kind = 'none' has none",
-  )
-  _require(
-    c.loss.dependence == 0 or (c.dependence.kind != "none" and e.invariant),
-    f"config.loss.dependence = {c.loss.dependence} needs config.dependence.kind other than 'none' "
-    "and config.experts.invariant = True",
-  )
   _check_topology(c)
   _check_full(c)
   _check_cached(c)
-  _require(
-    c.dependence.kind != "joint_mi" or c.dependence.features <= 64,
-    f"config.dependence.features = {c.dependence.features} is more than joint_mi's 64 classes",
-  )
   _require(
     c.router.kind != "kmeans" or c.router.fit,
     "config.router.kind = 'kmeans' needs config.router.fit = True",
@@ -158,6 +143,43 @@ def _check_experts(c: Config) -> None:
       0 <= i < e.count,
       f"config.trains.only_experts names expert {i}, but experts are 0..{e.count - 1}",
     )
+
+
+def _check_losses(c: Config) -> None:
+  """A weight needs the term that it weighs; without experts, see `step.check_weights`."""
+  w, has_experts = c.loss, c.experts.kind != "none"
+  _require(
+    w.beta == 0 or not has_experts or c.bottleneck.kind != "none",
+    f"config.loss.beta = {w.beta} weighs a rate, but config.bottleneck.kind = 'none' has none",
+  )
+  _require(
+    w.group_dro == 0 or (len(c.data.domains) > 0 and c.accumulate == 1),
+    f"config.loss.group_dro = {w.group_dro} weighs the domains of a whole batch; name them in "
+    "config.data.domains, and set config.accumulate = 1",
+  )
+  if w.dependence != 0 and has_experts:
+    _check_dependence(c)
+
+
+def _check_dependence(c: Config) -> None:
+  needs = {
+    "dependence.kind other than 'none'": c.dependence.kind != "none",
+    "experts.invariant = True": c.experts.invariant,
+    "bottleneck.kind other than 'none'": c.bottleneck.kind != "none",
+    "dependence.features of 1 or more": c.dependence.features > 0,
+    "dependence.features of at most 64 classes under dependence.kind = 'joint_mi'": (
+      c.dependence.kind != "joint_mi" or c.dependence.features <= 64
+    ),
+    "dependence.given = 'none' or dependence.kind = 'hsic'": (
+      c.dependence.given == "none" or c.dependence.kind == "hsic"
+    ),
+    # Where all targets count, a row does not tell at which of a question's an answer starts.
+    "data.loss = 'answer' or data.question = 'none'": (
+      c.data.loss == "answer" or c.data.question == "none"
+    ),
+  }
+  for need, holds in needs.items():
+    _require(holds, f"config.loss.dependence = {c.loss.dependence} needs config.{need}")
 
 
 def _check_perturb(c: Config) -> None:
@@ -256,6 +278,11 @@ def _check_data(c: Config) -> None:
     0 <= c.data.counted <= c.data.seq_len and (c.data.counted == 0 or c.data.loss == "answer"),
     f"config.data.counted = {c.data.counted} must lie in 0..config.data.seq_len = "
     f"{c.data.seq_len}, and be 0 where config.data.loss = 'all'",
+  )
+  _require(
+    c.model.attention == "causal" or c.data.loss == "answer",
+    f"config.model.attention = {c.model.attention!r} shows a prompt to each of its tokens, so that "
+    "config.data.loss = 'all' would ask for what is seen; 'answer' does not",
   )
   _require(
     c.data.question == "last_line" or c.data.questions_per_row == 1,

@@ -225,7 +225,7 @@ class Evaluation:
   every: int  # Steps, 0 only at the end.
   batch_size: int  # Rows at a time, over all devices; see `Config.evaluation_rows`.
   seq_len: int  # Of its rows, which other sets may need longer than training; 0: as there.
-  draws: int  # Of the messages, for the accuracy of the sampled channel.
+  draws: int  # Of the messages, for the accuracy of the sampled channel (experiments.evaluate).
   sets: Mapping[str, Source]
   best: str  # The set whose accuracy ranks the checkpoints.
 
@@ -269,7 +269,7 @@ class Config:
   seed: int
   steps: int
   batch_size: int  # Rows per step, over all devices.
-  accumulate: int  # Micro-batches per step.
+  accumulate: int  # Micro-batches per step; what is between rows (dependence, balance) is of one.
   log_every: int
   nonfinite_limit: int  # Skipped steps in a row after which the run stops.
   topology: Topology
