@@ -108,6 +108,13 @@ def test_a_page_is_whole_and_text_from_data_is_text(tmp_path):
   assert page.count("-0.062 to 2.375") == 6 and "another</td>" in page
 
 
+def test_evaluated_files_of_one_name_are_told_apart(tmp_path):
+  sets = [EXAMINED["sets"][0] | {"path": f"acre/{split}/val.jsonl"} for split in ("IID", "Sys")]
+  (tmp_path / "out.json").write_text(json.dumps(EXAMINED | {"sets": sets}))
+  page = report.render(write(tmp_path), tmp_path / "out.json")
+  assert "IID/val.jsonl" in page and "Sys/val.jsonl" in page and "acre/" not in page
+
+
 def test_a_page_tells_what_an_update_did_and_cost(tmp_path):
   def model(moved, n_bytes, step_s):
     others = {"accuracy": [0.5, 0.25], "logits_changed": 0, "max_change_nats": 0.0}

@@ -65,7 +65,8 @@ def content(folder: pathlib.Path, examined: pathlib.Path | None) -> dict[str, An
     _check_same_run(folder, results, examined, more)
   metrics = files.read_metrics(folder)
   sets, routing = results["sets"], more.get("routing")
-  after = {pathlib.Path(s["path"]).name: s for s in more.get("sets", [])}
+  asked = more.get("sets", [])
+  after = dict(zip(_ends([s["path"] for s in asked]), asked, strict=True))
   return {
     "name": folder.name,
     "accuracies": [
@@ -86,6 +87,16 @@ def content(folder: pathlib.Path, examined: pathlib.Path | None) -> dict[str, An
     "trained": _trained(folder),
     "provenance": results["provenance"],
   }
+
+
+def _ends(paths: Sequence[str]) -> list[str]:
+  """The shortest ends of paths that tell them apart."""
+  every = [pathlib.PurePath(path).parts for path in paths]
+  for n in range(1, max(map(len, every), default=0) + 1):
+    found = ["/".join(parts[-n:]) for parts in every]
+    if len(set(found)) == len(set(every)):
+      return found
+  return list(paths)
 
 
 def _check_same_run(folder: pathlib.Path, results, examined: pathlib.Path, more) -> None:
