@@ -61,12 +61,19 @@ def test_all_is_its_steps_in_order(capsys):
     (["run", "--config=c.py"], {}, "--workdir= is missing behind the --"),
     (["run", "--workdir=/mnt/iclm/a"], {}, "--config= is missing behind the --"),
     (["run", "--config=c.py", "--workdir=runs/a"], {}, "runs/a is not on the share"),
+    (["run", "--config=c.py", "--workdir=~/a"], ONE_HOST, "write no ~ in it"),
   ],
 )
 def test_bad_input_is_told_before_anything_is_run(words, changes, told, monkeypatch):
   monkeypatch.setattr(tpu.subprocess, "run", None)
   with pytest.raises(InputError, match=told):
     asked(words, **{"dry_run": False} | changes)
+
+
+def test_a_workdir_within_the_repository_is_fetched_from_there(capsys):
+  for given, found in (("runs/a", "pod:iclm/runs/a"), ("/tmp/a", "pod:/tmp/a")):
+    asked(["fetch", "--config=c.py", f"--workdir={given}"], share="", type="v5litepod-8")
+    assert f" {found} " in capsys.readouterr().out
 
 
 def test_hosts_and_chips_of_slices():
@@ -109,7 +116,9 @@ def test_without_gcloud_it_says_so(tmp_path, monkeypatch, capfd):
 
 def test_a_host_runs_what_it_is_told_and_logs_end_as_the_training_did(tmp_path):
   """The remote lines of run and logs, by a shell, with a Python that prints its words."""
-  program(tmp_path / "venv" / "bin" / "python", 'printf "<%s>\\n" "$@"; exit 3')
+  # It goes on until it is told to end: a line that waited for it would never come back.
+  wait = "until [ -e $HOME/end ]; do sleep 0.05; done"
+  program(tmp_path / "venv" / "bin" / "python", f'printf "<%s>\\n" "$@"; {wait}; exit 3')
   (tmp_path / "iclm").mkdir()
   pod = tpu.Pod("p", "z", "v4-16", "", False, False, "s:/v", "out", (*TRAIN, "--config.x=('a b',)"))
   lines = []
@@ -121,6 +130,7 @@ def test_a_host_runs_what_it_is_told_and_logs_end_as_the_training_did(tmp_path):
     ["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
   )
   assert shell(lines[0]).returncode == 0
+  (tmp_path / "end").touch()
   followed = shell(lines[1])
   words = ["-m", "experiments.train", *TRAIN, "--config.x=('a b',)", "--distributed"]
   assert followed.stdout.splitlines() == [f"<{word}>" for word in words]

@@ -30,6 +30,9 @@ from experiments.launch import command, slices
 from iclm.config import InputError, nearest
 
 MOUNT = pathlib.PurePosixPath("/mnt/iclm")
+HERE = pathlib.PurePosixPath(
+  "iclm"
+)  # Of the repository, in the home of each host; training runs there.
 PYTHON = "$HOME/venv/bin/python"
 STEPS = ("create", "install", "run", "logs", "fetch", "delete")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -89,6 +92,8 @@ def check(pod: Pod, steps: Sequence[str]) -> None:
   if {"run", "fetch"} & set(steps):
     command.value(pod.words, "config")
     workdir = pathlib.PurePosixPath(command.value(pod.words, "workdir"))
+    if workdir.parts[:1] and workdir.parts[0].startswith("~"):
+      raise InputError(f"--workdir={workdir} is taken as it stands on the host; write no ~ in it")
     if pod.share and MOUNT not in workdir.parents:
       raise InputError(f"--workdir={workdir} is not on the share; choose a folder under {MOUNT}")
 
@@ -113,7 +118,8 @@ def commands(pod: Pod, step: str) -> list[list[str]]:
   if step == "logs":
     return [ssh("0", "tail -n +1 --pid=$(cat iclm.pid) -F iclm.log; exit $(cat iclm.code)")]
   if step == "fetch":
-    source = f"{pod.name}:{command.value(pod.words, 'workdir')}"
+    workdir = HERE / command.value(pod.words, "workdir")
+    source = f"{pod.name}:{workdir}"
     return [["mkdir", "-p", pod.out], vm("scp", "--recurse", source, pod.out, "--worker=0")]
   if pod.queued:
     return [queue("delete", pod.name, "--force", "--quiet")]
@@ -155,12 +161,13 @@ def _mount(share: str) -> str:
 
 
 def _start(pod: Pod) -> str:
+  """Nothing that goes on in the background holds what ssh listens to, or it would wait for it."""
   joining = ["--distributed"] if slices.of(pod.kind).hosts > 1 else []
   words = shlex.join(command.train("python", pod.words, joining)).removeprefix("python")
   inner = f"{PYTHON}{words}; echo $? > $HOME/iclm.code"
   return (
-    f"rm -f iclm.code && cd iclm && nohup bash -c {shlex.quote(inner)} > $HOME/iclm.log 2>&1 "
-    "< /dev/null & echo $! > $HOME/iclm.pid"
+    f"rm -f iclm.code && cd iclm && {{ nohup bash -c {shlex.quote(inner)} > $HOME/iclm.log 2>&1 "
+    "< /dev/null & echo $! > $HOME/iclm.pid; }"
   )
 
 
