@@ -8,7 +8,7 @@ from conftest import tiny
 
 from configs import acre as acre_config
 from iclm import config
-from iclm.data import acre, assemble, raven
+from iclm.data import acre, assemble, chat, raven
 from iclm.data import acre_world as world
 from iclm.data.acre_world import View
 from iclm.data.records import Example
@@ -54,3 +54,15 @@ def test_records_without_a_group_are_labelled_by_the_solvers(tmp_path):
   )
   found = assemble.read(str(path), None)
   assert [(e.domain, e.group) for e in found] == [(e.domain, e.group) for e in known]
+
+
+def test_what_a_record_names_stands_and_a_template_hides_nothing_from_a_solver(tmp_path):
+  known, path = acre.examples("text", "iid_val", 0, 0, 1)[0], tmp_path / "records.jsonl"
+  told = {"prompt": known.prompt, "answer": known.answer}
+  messages = {"input": [{"role": "user", "content": known.prompt}], "ideal": known.answer}
+  lines = [told | {"domain": "mine"}, told | {"group": "all"}, messages]
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  template = chat.Template("{{ '<' + messages[0].content + '>' }}", (), (), "2026-01-31")
+  for found in (assemble.read(str(path), None), assemble.read(str(path), template)):
+    groups = [(e.domain, e.group) for e in found]
+    assert groups == [("mine", known.group), ("records", "all"), (known.domain, known.group)]

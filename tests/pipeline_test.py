@@ -240,6 +240,17 @@ def test_evaluation_truncates_only_what_does_not_fit_alone():
   assert evaluate([]) == []
 
 
+def test_choices_of_an_example_stand_behind_the_same_text_though_it_is_cut():
+  # Bos, 20 letters and a newline are 22 tokens; with a question and its longest choice, of four,
+  # 27, of which 16 have room. The neighbour's longest is of two.
+  long = example("x" * 20 + "\nq", "a", name="long", choices=("a", "abcd"))
+  beside = example("x" * 20 + "\nr", "b", name="beside", choices=("b", "bc"))
+  for examples, n_cuts in (([long], [11] * 2), ([long, beside], [11] * 2 + [9] * 2)):
+    batches = evaluate(examples, too_long="truncate_left", questions_per_row=1)
+    texts = [BYTES.decode(t) for b in batches for t in b.batch.tokens_BT][: len(n_cuts)]
+    assert [20 - text.count("x") for text in texts] == n_cuts
+
+
 def test_training_rows_and_evaluation_rows_are_the_same_rows():
   group = [example("x\nq", "a"), example("x\nr", "b")]
   (only,) = evaluate(group, batch_size=1)

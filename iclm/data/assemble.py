@@ -1,6 +1,5 @@
 """From a config's sources to examples, to the tokenizer, to the rows that a run trains on."""
 
-import dataclasses
 import hashlib
 import itertools
 import pathlib
@@ -60,19 +59,9 @@ def read(path: str, template: chat.Template | None) -> list[Example]:
   Args:
     template: see `records.load`.
   """
-  found = records.load(pathlib.Path(path).expanduser(), template=template)
-  return [_labelled(example) for example in found]
-
-
-def _labelled(example: Example) -> Example:
-  """Published records come without a group: a solver tells it, and the form is their domain."""
-  if example.group != "all":
-    return example
-  known = acre.label(example.prompt) or raven.label(example.prompt)
-  if known is None:
-    return example
-  domain, group = known
-  return dataclasses.replace(example, domain=domain, group=group)
+  # Published records come without a group: a solver tells it, and the form is their domain.
+  label = lambda prompt: acre.label(prompt) or raven.label(prompt)
+  return records.load(pathlib.Path(path).expanduser(), template=template, label=label)
 
 
 def _source(source: config.Source, c: config.Config) -> pipeline.Source:

@@ -268,24 +268,59 @@ def _eval_rows(
     prompts = rows_lib.encode_prompts([e.prompt for e in group], tokenizer, question, name)
     candidates = eval_items(group)
     known = tokenizer.encode_many((text for _, text in candidates), behind=True)
-    items = [(group[i], prompts.questions[i], known[text]) for i, text in candidates]
-    room = seq_len - len(prompts.context)
-    while items:
-      sizes = itertools.accumulate(len(asked) + len(answer) for _, asked, answer in items)
-      fitting = sum(size <= room for size in itertools.islice(sizes, questions_per_row))
-      taken, items = items[: max(fitting, 1)], items[max(fitting, 1) :]
-      owners, questions, answers = zip(*taken, strict=True)
-      row = rows_lib.lay_out(
-        prompts._replace(questions=list(questions)),
-        answers,
-        tokenizer,
-        seq_len,
-        "answer",
-        too_long,
-        owners[0].id,
-      )
-      yield row, owners[0], first
-      first += len(taken)
+    items = [_Item(group[i], prompts.questions[i], known[text]) for i, text in candidates]
+    for context, n_cut, some in _contexts(prompts, items, tokenizer, seq_len, too_long):
+      while some:
+        sizes = itertools.accumulate(item.size for item in some)
+        room = seq_len - len(context)
+        fitting = sum(size <= room for size in itertools.islice(sizes, questions_per_row))
+        taken, some = some[: max(fitting, 1)], some[max(fitting, 1) :]
+        row = rows_lib.lay_out(
+          prompts._replace(context=context, questions=[item.question for item in taken]),
+          [item.answer for item in taken],
+          tokenizer,
+          seq_len,
+          "answer",
+          too_long,
+          taken[0].example.id,
+        )
+        yield row._replace(n_cut=n_cut + row.n_cut), taken[0].example, first
+        first += len(taken)
+
+
+class _Item(NamedTuple):
+  """A candidate of an example, and the example's question."""
+
+  example: Example
+  question: list[int]
+  answer: list[int]
+
+  @property
+  def size(self) -> int:
+    return len(self.question) + len(self.answer)
+
+
+def _contexts(
+  prompts: rows_lib.Prompts,
+  items: list[_Item],
+  tokenizer: Tokenizer,
+  seq_len: int,
+  too_long: TooLong,
+) -> Iterator[tuple[list[int], int, list[_Item]]]:
+  """Items with the context that they share, and how much of it was cut.
+
+  Where the longest has no room, each example's context is cut for its own longest candidate: all
+  choices of an example are scored behind the same text, whatever stands beside it.
+  """
+  needs = lambda some: len(prompts.context) + max(item.size for item in some)
+  if too_long == "error" or needs(items) <= seq_len:
+    yield prompts.context, 0, items
+    return
+  n_bos = int(tokenizer.bos_id is not None)
+  for _, own in itertools.groupby(items, key=lambda item: id(item.example)):
+    mine = list(own)
+    n_cut = min(max(needs(mine) - seq_len, 0), len(prompts.context) - n_bos)
+    yield prompts.context[:n_bos] + prompts.context[n_bos + n_cut :], n_cut, mine
 
 
 def fill(rows: Sequence[Row], domain: Sequence[int], size: int, tokenizer: Tokenizer) -> Batch:

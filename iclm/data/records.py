@@ -6,7 +6,7 @@ import gzip
 import json
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from iclm.config import InputError
@@ -15,6 +15,8 @@ from iclm.data import chat
 _EXCERPT = 60  # Characters of a bad line that an error shows.
 _REQUIRED = ("prompt", "answer", "input", "ideal")
 _OPTIONAL = ("choices", "choice_strings", "domain", "group", "id")
+
+Label = Callable[[str], tuple[str, str] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,10 @@ class Example:
 
 
 def load(
-  path: str | pathlib.Path, domain: str | None = None, template: chat.Template | None = None
+  path: str | pathlib.Path,
+  domain: str | None = None,
+  template: chat.Template | None = None,
+  label: Label = lambda _: None,
 ) -> list[Example]:
   """Reads every record of a jsonl or jsonl.gz file, in order, or raises at the first bad line.
 
@@ -52,6 +57,8 @@ def load(
     domain: for records that name none; None is the file's name without its endings.
     template: writes the messages of the "evals" form instead; prompts of the other form stand as
       they are.
+    label: tells domain and group by a prompt, without its template; what a record names itself
+      stands.
 
   Returns:
     The examples, at least one.
@@ -76,7 +83,7 @@ def load(
         f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8: {_excerpt(shown)}"
       ) from None
     try:
-      examples.append(_example(text, domain or stem, f"{stem}:{number}", template))
+      examples.append(_example(text, domain or stem, f"{stem}:{number}", template, label))
     except InputError as error:
       raise InputError(f"{path}:{number}: {error}: {_excerpt(text)}") from None
   if not examples:
@@ -113,7 +120,9 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from None
 
 
-def _example(text: str, domain: str, name: str, template: chat.Template | None) -> Example:
+def _example(
+  text: str, domain: str, name: str, template: chat.Template | None, label: Label
+) -> Example:
   try:
     record = json.loads(text)
   except (ValueError, RecursionError) as error:
@@ -122,26 +131,28 @@ def _example(text: str, domain: str, name: str, template: chat.Template | None) 
     raise InputError(f"an object was expected, this is a {type(record).__name__}")
   _refuse_misspelt(record)
   if "input" in record or ("ideal" in record and "prompt" not in record):
-    prompt = _joined(_required(record, "input"), template)
+    given = _required(record, "input")
+    prompt, plain = (_joined(given, of) for of in (template, None))
     key, answer = "ideal", _required(record, "ideal")
     if isinstance(answer, list):
       if len(answer) != 1:
         raise InputError(f"'ideal' must hold one answer, it holds {len(answer)}")
       answer = answer[0]
   else:
-    prompt = _text(_required(record, "prompt"), "prompt", numbers=False)
+    prompt = plain = _text(_required(record, "prompt"), "prompt", numbers=False)
     key, answer = "answer", _required(record, "answer")
   answer = _text(answer, key, numbers=True)
   choices = _choices(record.get("choices", record.get("choice_strings", [])), answer)
   if template is not None:
     for said in (answer, *choices):
       template.check(said, f"{key!r} or a choice")
+  domain, group = ("group" not in record and label(plain)) or (domain, "all")
   return Example(
     prompt=prompt,
     answer=answer,
     choices=choices,
     domain=_text(record.get("domain", domain), "domain", numbers=False),
-    group=_text(record.get("group", "all"), "group", numbers=True),
+    group=_text(record.get("group", group), "group", numbers=True),
     id=_text(record.get("id", name), "id", numbers=True),
   )
 
