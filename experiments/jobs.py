@@ -53,6 +53,11 @@ class Job:
         )
     return True
 
+  def stands_in(self, folder: pathlib.Path) -> bool:
+    """Whether a folder holds this very run, finished."""
+    path = folder / DONE
+    return path.exists() and files.read_json(path, "a sweep's own mark") == self._told
+
   def mark(self) -> None:
     """Says that the run came to its end."""
     outputs.write_json(self.folder / DONE, self._told)

@@ -87,15 +87,17 @@ def compare(
   shown = rich.table.Table("system", *sets, title=title)
   for system, of in found["systems"].items():
     if system != found["baseline"]:
-      shown.add_row(system, *(_gap(of[name]) if name in of else "-" for name in sets))
+      shown.add_row(system, *(_gap(name, of[name]) if name in of else "-" for name in sets))
   cli.console().print(shown)
 
 
-def _gap(row: dict[str, Any]) -> str:
+def _gap(name: str, row: dict[str, Any]) -> str:
+  """The one mean that was asked about beforehand has no others to be corrected for."""
   if row.get("difference_ci") is None:
     return f"{row['difference']:+.3f}" if row.get("difference") is not None else "-"
   low, high = row["difference_ci"]
-  star = "*" if row.get("p_holm") is not None and row["p_holm"] < 1 - LEVEL else ""
+  p = row["p"] if name == comparison.OOD_MEAN else row.get("p_holm")
+  star = "*" if p is not None and p < 1 - LEVEL else ""
   return f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]{star}"
 
 

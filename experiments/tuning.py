@@ -61,8 +61,9 @@ def tuned(
 ) -> list[Job]:
   """Returns the jobs with the value that was best for their system; writes and prints it.
 
-  Of equally good values, the first that the sweep names. Systems without a finished trial have no
-  jobs. Folders of trials that won are copied to where the first seed's run belongs.
+  Of equally good values, the first that the sweep names; what was chosen once stays. Systems
+  without a finished trial have no jobs. Folders of trials that won are copied to where the first
+  seed's run belongs.
 
   Raises:
     InputError: the sweep chooses on a set that its config does not evaluate.
@@ -75,9 +76,14 @@ def tuned(
         raise InputError(f"chosen_on = {sweep.chosen_on!r} is no evaluation set of the runs")
       found.setdefault(trial.system, []).append((trial, sets[sweep.chosen_on]["accuracy"]))
   key = sweep.tuning.key
-  best = {name: max(of, key=lambda pair: pair[1])[0] for name, of in found.items()}
-  for name, trial in best.items():
-    _take_over(trial.folder, folder / name / str(trial.seed))
+  place = lambda trial: folder / trial.system / str(trial.seed)
+  best = {}
+  for name, of in found.items():
+    # Though a trial that had failed may be better since: other seeds have followed the choice.
+    before = [pair for pair in of if pair[0].stands_in(place(pair[0]))]
+    best[name] = max(before or of, key=lambda pair: pair[1])[0]
+  for trial in best.values():
+    _take_over(trial.folder, place(trial))
   outputs.write_json(folder / "tuning.json", {
     "key": key,
     "chosen": {name: trial.changes[key] for name, trial in best.items()},

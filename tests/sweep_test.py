@@ -19,6 +19,7 @@ from experiments import jobs as running
 from experiments import report, sweep, tables, tuning
 from iclm import config, workdir
 from iclm.config import InputError
+from iclm.evals import comparison
 
 ROOT = pathlib.Path(__file__).parents[1]
 SWEEP = config_dict.create(
@@ -122,6 +123,13 @@ def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
   assert "Difference to b" in told and "chosen without unfinished" in told
 
 
+def test_a_star_goes_by_what_is_corrected_and_of_the_one_mean_by_itself():
+  row = {"difference": 0.4, "difference_ci": [0.3, 0.5], "p": 0.01, "note": None}
+  shown = lambda name, **more: tables._gap(name, row | more)
+  assert shown("longer", p_holm=0.02) == shown(comparison.OOD_MEAN) == "+0.400 [+0.300, +0.500]*"
+  assert not shown("longer", p_holm=0.06).endswith("*") and not shown("iid_val").endswith("*")
+
+
 def test_a_finished_run_of_other_changes_is_not_taken_for_this_one(tmp_path):
   jobs = lambda *overrides: sweep.jobs_of(SWEEP, tmp_path, overrides, ["a"])
   for job in jobs("data.dir=here"):
@@ -174,6 +182,13 @@ def test_every_system_is_tuned_with_the_same_values(tmp_path, capsys):
   told = json.loads((tmp_path / "tuning.json").read_text())
   assert told["chosen"] == {"a": 2, "b": 3} and told["test"]["b"] == {"1": 0.1, "2": 0.2, "3": 0.9}
   assert tuning.is_needed(spec, ["lrx=4"]) and not tuning.is_needed(spec, ["lr=4"])
+  # A trial that had failed comes to its end, and is better: what has been run stays the choice.
+  late = [t for t in trials if (t.system, t.changes["lr"]) != ("b", 3)]
+  again = tmp_path / "again"
+  with running.Children() as children:
+    for tries in (late, trials):
+      made = tuning.tuned(spec, found, tries, again)
+      assert {j.changes["lr"] for j in made if j.system == "b"} == {2}
   # Without a finished trial there is no run.
   rest = [t for t in trials if t.system == "b"]
   assert {j.system for j in tuning.tuned(spec, found, rest, tmp_path)} == {"b"}
