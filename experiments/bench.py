@@ -53,8 +53,7 @@ def main(flag: flags.FlagValues) -> int:
   if flag.repeats < 7:
     raise InputError(f"--repeats={flag.repeats} is too few for a median with a range; at least 7")
   counts = _counts(flag.experts)
-  if not pathlib.Path(flag.out).absolute().parent.is_dir():
-    raise InputError(f"--out={flag.out}: there is no such folder")
+  outputs.check_can_be_written(pathlib.Path(flag.out))
   c = config.from_config_dict(sizes.get_config(flag.size))
   if c.model.kernel == "cudnn" and jax.default_backend() != "gpu":
     raise InputError(f"--size={flag.size} needs a GPU, and there is none; S and M run anywhere")

@@ -36,8 +36,8 @@ TOLERANCE = 0.02  # Between the operations of the formula and those counted.
 def main(flag: flags.FlagValues) -> int:
   jax.config.update("jax_platforms", "cpu")  # Nothing runs, here or on the slice.
   jax.config.update("jax_enable_compilation_cache", False)  # Without a TPU it cannot be read.
-  if flag.out and not pathlib.Path(flag.out).absolute().parent.is_dir():
-    raise InputError(f"--out={flag.out}: there is no such folder")
+  if flag.out:
+    outputs.check_can_be_written(pathlib.Path(flag.out))
   c = config.from_config_dict(flag.config)
   attention.check_kernel(c.model, "tpu")
   chip, devices = chips.slice_of(flag.topology)

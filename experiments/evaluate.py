@@ -48,7 +48,8 @@ def main(flag: flags.FlagValues) -> int:
     if summary["n_truncated"]:
       print(f"{path}: {summary['n_truncated']} rows lost tokens from the left of their context")
   examined = _examine(flag, subject, others, examples)
-  provenance = workdir.provenance(run.config)
+  # Of the run, whatever the mesh that it was read onto.
+  provenance = workdir.provenance(workdir.config_of(pathlib.Path(flag.workdir)))
   outputs.write_json(out, {"step": run.step, "sets": sets, "provenance": provenance} | examined)
   _show(sets)
   return 0

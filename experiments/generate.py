@@ -126,7 +126,10 @@ def _talk(
   while True:
     if terminal:
       print("> ", end="", flush=True)
-    line = sys.stdin.readline()
+    try:
+      line = sys.stdin.readline()
+    except UnicodeDecodeError as error:
+      raise InputError(f"a prompt is not UTF-8: {error.reason} at byte {error.start}") from None
     if not line:
       return 0
     try:

@@ -40,7 +40,7 @@ def stays(c: Config, example: Example) -> bool:
   """Whether an example is of the shifted surface, and means what it meant; of ACRE none does, nor
   one whose operation no group tells."""
   s, asked = c.study.shift, example.group.rpartition("/")[2]
-  if s.surface in FORMS or example.domain != s.surface or not asked:
+  if s.surface in FORMS or example.domain != s.surface or asked in ("", "all"):
     return False
   return s.operation not in asked.split("+")
 

@@ -54,6 +54,9 @@ def test_configs_are_complete_and_survive_a_round_trip(name):
     ),
     ({"loss.group_dro": 0.1, "accumulate": 2}, "set config.accumulate = 1"),
     ({"router.tau_steps": 0}, "must be positive"),
+    ({"seed": -1}, r"config\.seed = -1 is not in"),
+    ({"data.tokenizer.texts": -1}, "texts = -1 must be positive"),
+    ({"evaluation.sets.acre_iid.limit": -1}, r"acre_iid\.limit = -1 must not be negative"),
   ],
 )
 def test_contradictions_are_told(change, sentence):

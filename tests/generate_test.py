@@ -259,6 +259,7 @@ def test_few_programs_serve_many_prompts():
     ({"temperature": -1.0}, "temperature = -1"),
     ({"temperature": float("nan")}, "temperature = nan"),
     ({"temperature": 1.0, "top_k": -1}, "top_k = -1"),
+    ({"temperature": 1.0, "top_k": 2**31}, r"must lie in \[1, 2\*\*31\)"),
     ({"temperature": 1.0, "top_p": 0.0}, r"top_p = 0.0 must lie in \(0, 1\]"),
     ({"temperature": 1.0, "top_p": 1.5}, "top_p = 1.5"),
     ({"top_p": 0.5}, "temperature = 0 is greedy"),

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 import shutil
 
 import jax
@@ -253,6 +254,15 @@ def test_nothing_half_written(tmp_path, monkeypatch):
   monkeypatch.setattr(description, "CONFIG", "nowhere/config.json")
   with pytest.raises(InputError, match=r"cannot write .*new: No such file"):
     hf.save_base(params, model, tmp_path / "new", **KINDS)
+  assert os.listdir(tmp_path) == ["old"]
+  monkeypatch.undo()
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))  # As of a disk that is full.
+  try:
+    with pytest.raises(InputError, match=r"cannot write .*new: .*File too large"):
+      hf.save_base(params, model, tmp_path / "new", **KINDS)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   assert os.listdir(tmp_path) == ["old"]
 
 

@@ -197,6 +197,7 @@ def test_a_bound_on_what_is_recovered():
       "rotat",
       r"config\.study\.shift\.becomes = .rotat.*did you mean .rotate.\?$",
     ),
+    ("evaluation.sets", {}, "name evaluation.sets"),
     ("study.shift.curve", (0,), r"curve = \(0,\)"),
     ("experts.rank", 4, "rank 6 .* = 24 is wider"),
     ("study.shift.surface", "acre_txt", "acre_text"),
@@ -209,6 +210,13 @@ def test_a_shift_that_cannot_be_is_told_before_training(data, key, value, told):
     update.check(c)
   shift = dataclasses.replace(c.study.shift, surface="")
   update.check(dataclasses.replace(c, study=dataclasses.replace(c.study, shift=shift)))
+
+
+def test_an_example_whose_operation_is_not_told_is_none_that_stays(data):  # noqa: F811
+  c = config.from_config_dict(small_config(data, **CHANGES))
+  told = mechanisms.example(mechanisms.TASKS["default"], "iid_train", 0, 0)
+  of = lambda group: shifts.stays(c, dataclasses.replace(told, domain="digits", group=group))
+  assert of("position/swap") and not of("position/reverse") and not of("all") and not of("p/")
 
 
 def test_acres_light_is_inverted_in_one_form():

@@ -69,6 +69,7 @@ def _check_ranges(c: Config) -> None:
     "optimizer.clip": c.optimizer.clip,
     "data.seq_len": c.data.seq_len,
     "data.questions_per_row": c.data.questions_per_row,
+    "data.tokenizer.texts": c.data.tokenizer.texts,
     "evaluation.batch_size": c.evaluation.batch_size,
     "checkpoint.keep": c.checkpoint.keep,
     "router.tau_start": c.router.tau_start,
@@ -78,6 +79,7 @@ def _check_ranges(c: Config) -> None:
   }
   for key, value in positive.items():
     _require(value > 0, f"config.{key} = {value} must be positive")
+  _require(0 <= c.seed < 2**31, f"config.seed = {c.seed} is not in [0, 2**31)")
   _require(
     0 <= c.experts.dropout < 1, f"config.experts.dropout = {c.experts.dropout} is not in [0, 1)"
   )
@@ -274,6 +276,9 @@ def _check_data(c: Config) -> None:
         len(given) == 1,
         f"config.{group}.{name} must give exactly one of tfds, jsonl and acre, not {given or 0}",
       )
+      for key in ("limit", "ramp"):
+        value = getattr(s, key)
+        _require(value >= 0, f"config.{group}.{name}.{key} = {value} must not be negative")
   _require(
     0 <= c.data.counted <= c.data.seq_len and (c.data.counted == 0 or c.data.loss == "answer"),
     f"config.data.counted = {c.data.counted} must lie in 0..config.data.seq_len = "

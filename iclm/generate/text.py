@@ -76,7 +76,9 @@ def check(options: Options, config: Config) -> None:
   o, n = options, config.experts.count
   _require(o.max_tokens >= 1, f"max_tokens = {o.max_tokens} must be at least 1")
   _require(0 <= o.temperature < float("inf"), f"temperature = {o.temperature} must be 0 or more")
-  _require(o.top_k >= 0, f"top_k = {o.top_k} must be at least 1, or 0 for all tokens")
+  _require(
+    0 <= o.top_k < 2**31, f"top_k = {o.top_k} must lie in [1, 2**31), or be 0 for all tokens"
+  )
   _require(0 < o.top_p <= 1, f"top_p = {o.top_p} must lie in (0, 1]")
   _require(0 <= o.seed < 2**31, f"seed = {o.seed} must lie in [0, 2**31)")
   _require(

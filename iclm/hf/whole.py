@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import safetensors
+
 from iclm.config import InputError
 
 
@@ -29,8 +31,9 @@ def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     if path.exists():
       path.rmdir()
     beside.rename(path)
-  except OSError as error:
-    raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+  except (OSError, safetensors.SafetensorError) as error:
+    why = getattr(error, "strerror", None) or error
+    raise InputError(f"cannot write {path}: {why}") from None
   finally:
     shutil.rmtree(beside, ignore_errors=True)
 
