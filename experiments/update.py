@@ -58,7 +58,9 @@ def check(c: Config) -> None:
   if min(s.curve, default=1) < 1:
     raise config.InputError(f"config.study.shift.curve = {s.curve} must hold positive numbers")
   if not c.evaluation.sets:
-    raise config.InputError("config.study.shift looks at what else changes: name evaluation.sets")
+    raise config.InputError(
+      "config.study.shift looks at what else changes: name config.evaluation.sets"
+    )
   if c.study.plain_base and s.lora_lr:
     baselines.dense_lora(c)
   _kept(c)

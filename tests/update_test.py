@@ -197,7 +197,6 @@ def test_a_bound_on_what_is_recovered():
       "rotat",
       r"config\.study\.shift\.becomes = .rotat.*did you mean .rotate.\?$",
     ),
-    ("evaluation.sets", {}, "name evaluation.sets"),
     ("study.shift.curve", (0,), r"curve = \(0,\)"),
     ("experts.rank", 4, "rank 6 .* = 24 is wider"),
     ("study.shift.surface", "acre_txt", "acre_text"),
@@ -210,6 +209,13 @@ def test_a_shift_that_cannot_be_is_told_before_training(data, key, value, told):
     update.check(c)
   shift = dataclasses.replace(c.study.shift, surface="")
   update.check(dataclasses.replace(c, study=dataclasses.replace(c.study, shift=shift)))
+
+
+def test_without_a_set_it_is_not_seen_what_else_changes(data):  # noqa: F811
+  c = config.from_config_dict(small_config(data, **CHANGES))
+  unseen = dataclasses.replace(c.evaluation, sets={}, best="")
+  with pytest.raises(InputError, match=r"name config\.evaluation\.sets"):
+    update.check(dataclasses.replace(c, evaluation=unseen))
 
 
 def test_an_example_whose_operation_is_not_told_is_none_that_stays(data):  # noqa: F811
