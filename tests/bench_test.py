@@ -85,7 +85,8 @@ def test_peaks_go_by_the_name_of_a_device():
   # As the topologies of libtpu call the chips of v5e, v5p and v6e.
   found = [chips.peak_flops(kind) for kind in ("TPU v5 lite", "TPU v5", "TPU v6 lite")]
   assert found == [197e12, 459e12, 918e12]
-  assert chips.peak_flops("TPU v5 lite") == 197e12 and chips.peak_flops("cpu") is None
+  assert chips.peak_flops("TPU v5e") == 197e12 and chips.peak_flops("cpu") is None
+  assert chips.peak_flops("NVIDIA H100 PCIe") is None  # Not that of the other parts.
 
 
 def test_block_adapters_grow_with_their_number_and_gathered_ones_do_not(small, untimed):

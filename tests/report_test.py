@@ -175,6 +175,9 @@ def test_curves_span_their_box():
   ]
   assert (curve.low, curve.high, curve.last_step) == (0.0, 2.0, 10)
   assert drawing.curve(metrics, "rate_", "t") is None
+  thinned = drawing.curve([{"step": s, "rate_nats": 1.0} for s in range(1, 403)], "rate_", "t")
+  assert thinned.last_step == 402
+  assert drawing.curve([{"step": 0, "rate_nats": 1.0}], "rate_", "t").lines[0].path == "M0.0,0.0"
   assert drawing.curve([{"step": 1, "rate_nats": None}], "rate_", "t") is None
 
 

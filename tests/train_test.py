@@ -19,6 +19,7 @@ from configs import base, presets
 from iclm import config, train, workdir
 from iclm.config import InputError
 from iclm.data import mechanisms
+from iclm.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS, EVERY = 24, 4
@@ -200,6 +201,19 @@ def saving(folder):
     return any(p.is_dir() and not list(p.rglob("*manifest*")) for p in steps)
   except FileNotFoundError:  # Renamed meanwhile: it has just been completed.
     return False
+
+
+def test_a_penalty_that_weighs_nothing_is_told_once(tmp_path, caplog):
+  watch = loop._Watch(config.from_config_dict(small_config(tmp_path)), None, None)
+  with caplog.at_level(logging.WARNING):
+    for n in (2, 4):
+      watch._dependence(n, {"dependence_classes": 1.0})
+    assert not caplog.text
+    for n in (6, 8):
+      watch._dependence(n, {"dependence_classes": 0.0})
+  (record,) = caplog.records
+  assert "config.loss.dependence = 0.1 weighed nothing at step 6" in record.message
+  assert "has the 32 answers" in record.message
 
 
 @pytest.mark.slow

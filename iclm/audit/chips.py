@@ -28,9 +28,16 @@ class Chip(NamedTuple):
 
 
 # Dense bfloat16 products per second of a device, by the start of the kind that JAX tells; the first
-# that fits. Source: NVIDIA's datasheets, of the SXM parts, without sparsity.
+# that fits. Source: NVIDIA's datasheets, of the SXM parts, without sparsity; others have less.
 GPUS = {"NVIDIA A100": 312e12, "NVIDIA H100": 989.4e12, "NVIDIA H200": 989.4e12}
-TPUS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
+SLOWER = ("PCIe", "NVL")
+TPUS = {
+  "TPU v5 lite": "v5e",
+  "TPU v5e": "v5e",
+  "TPU v5": "v5p",
+  "TPU v6 lite": "v6e",
+  "TPU v6e": "v6e",
+}
 
 _PLANE = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
@@ -46,6 +53,8 @@ CHIPS = {
 
 def peak_flops(kind: str) -> float | None:
   """Products in bfloat16 per second of a device, of the kind that JAX tells; None: not known."""
+  if kind.startswith(("NVIDIA H100", "NVIDIA H200")) and any(name in kind for name in SLOWER):
+    return None
   peaks = GPUS | {name: CHIPS[family].flops for name, family in TPUS.items()}
   return next((peak for name, peak in peaks.items() if kind.startswith(name)), None)
 

@@ -91,13 +91,13 @@ def curve(metrics: Sequence[dict[str, Any]], prefix: str, title: str) -> Curve |
     found = [(m["step"], m[name]) for m in metrics if name in m]
     points = [(s, y) for s, y in found if s is not None and y is not None and math.isfinite(y)]
     if points:
-      series[name] = points[:: max(1, len(points) // N_POINTS)]
+      series[name] = [*points[: -1 : max(1, len(points) // N_POINTS)], points[-1]]
   if not series:
     return None
   values = [y for points in series.values() for _, y in points]
   low, high = min(0.0, *values), max(values)
   last = max(step for points in series.values() for step, _ in points)
-  x = lambda step: WIDTH * step / last
+  x = lambda step: WIDTH * step / (last or 1)
   y = lambda value: HEIGHT * (1 - (value - low) / ((high - low) or 1.0))
   ink = colours(list(series))
   lines = [

@@ -10,7 +10,18 @@ from typing import Any, NamedTuple
 
 import jax
 
-from iclm import compose, hf, optim, outputs, processes, progress, sharding, step, workdir
+from iclm import (
+  compose,
+  hf,
+  information,
+  optim,
+  outputs,
+  processes,
+  progress,
+  sharding,
+  step,
+  workdir,
+)
 from iclm.config import Config
 from iclm.data import assemble, pipeline
 from iclm.data.records import Example
@@ -171,7 +182,7 @@ class _Watch:
   def __init__(self, c: Config, loader: pipeline.Loader, log: progress.Log):
     self._c, self._loader, self._log = c, loader, log
     self._pending: tuple[int, dict[str, Any]] | None = None
-    self._told_collapse = False
+    self._told_collapse = self._told_dependence = False
 
   def step(self, n: int, metrics: dict[str, Any]) -> None:
     self.finish()
@@ -189,6 +200,7 @@ class _Watch:
       values = {name: float(x) for name, x in jax.device_get(metrics).items()}
       self._log.train(n, values, self._c.batch_size * self._c.data.seq_len)
       self._collapse(n, values)
+      self._dependence(n, values)
 
   def _nonfinite(self, n: int, in_a_row: int) -> None:
     ids = self._loader.ids(n - 1)
@@ -217,3 +229,13 @@ class _Watch:
       raise RunStopped(told)
     self._told_collapse = True
     logging.warning(told)
+
+  def _dependence(self, n: int, values: dict[str, float]) -> None:
+    if values.get("dependence_classes") != 0 or self._told_dependence:
+      return
+    self._told_dependence = True
+    logging.warning(
+      f"config.loss.dependence = {self._c.loss.dependence} weighed nothing at step {n}: no class "
+      f"of config.dependence.given = {self._c.dependence.given!r} has the {information.MIN_CLASS} "
+      "answers in a step that the estimate needs"
+    )
