@@ -6,7 +6,7 @@ import pytest
 from conftest import tiny
 
 from iclm import compose, optim, sharding, step
-from iclm.data import pipeline, raven, tokenizer
+from iclm.data import evaluation, raven, tokenizer
 from iclm.data.records import Example
 from iclm.evals import determined
 from iclm.evals.subject import Subject
@@ -40,7 +40,7 @@ def half_trained(request):
   model, tx = compose.build(c, tok.vocab_size, mesh), optim.from_config(c)
   state = step.init_state(c, model, tx, mesh, jax.random.key(0))
   advance = step.make_train_step(c, model, tx, mesh)
-  batches = pipeline.eval_batches(
+  batches = evaluation.eval_batches(
     EXAMPLES, tok, (), batch_size=8, seq_len=SEQ_LEN, question=question,
     questions_per_row=n, too_long="error",
   )  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from iclm.config import InputError
-from iclm.data import pipeline, rows
+from iclm.data import evaluation, pipeline, rows
 from iclm.data import tokenizer as tokenizer_lib
 from iclm.data.records import Example
 
@@ -169,14 +169,14 @@ def evaluate(examples, **changes):
   settings = dict(
     batch_size=2, seq_len=16, question="last_line", questions_per_row=4, too_long="error"
   )
-  return list(pipeline.eval_batches(examples, BYTES, ("d",), **(settings | changes)))
+  return list(evaluation.eval_batches(examples, BYTES, ("d",), **(settings | changes)))
 
 
 def test_owners_by_hand():
   # Items: 0 and 1 are the choices of the first question, 2 the answer of the second; bos x \n
   # is shared. "q" predicts "a" and "a" predicts eos; item 2 has two tokens and eos.
   pair = [example("x\nq", "b", choices=("a", "b")), example("x\nr", "cd")]
-  assert pipeline.eval_items(pair) == [(0, "a"), (0, "b"), (1, "cd")]
+  assert evaluation.eval_items(pair) == [(0, "a"), (0, "b"), (1, "cd")]
   (only,) = evaluate(pair)
   row = [-1, -1, -1, 0, 0, 1, 1, 2, 2, 2, -1, -1, -1, -1, -1, -1]
   np.testing.assert_array_equal(only.owner_BT, [row, [-1] * 16])
@@ -216,8 +216,8 @@ def test_every_item_comes_once_and_alike_however_it_is_packed():
     for i in range(9)
   ]
   alone = seen(evaluate(examples, questions_per_row=1))
-  assert sorted(alone) == list(range(len(pipeline.eval_items(examples))))
-  for (i, text), item in zip(pipeline.eval_items(examples), sorted(alone), strict=True):
+  assert sorted(alone) == list(range(len(evaluation.eval_items(examples))))
+  for (i, text), item in zip(evaluation.eval_items(examples), sorted(alone), strict=True):
     ((tokens, _, targets, mask),) = alone[item]
     assert BYTES.decode(tokens) == examples[i].prompt + text
     said = [target for target, counts in zip(targets, mask, strict=True) if counts]

@@ -30,9 +30,7 @@ from experiments.launch import command, slices
 from iclm.config import InputError, nearest
 
 MOUNT = pathlib.PurePosixPath("/mnt/iclm")
-HERE = pathlib.PurePosixPath(
-  "iclm"
-)  # Of the repository, in the home of each host; training runs there.
+HERE = pathlib.PurePosixPath("iclm")  # The repository in a host's home, where training runs.
 PYTHON = "$HOME/venv/bin/python"
 STEPS = ("create", "install", "run", "logs", "fetch", "delete")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -145,7 +145,7 @@ class Loader:
           f"{name}: the row counts {n} targets and config.data.counted = {self.counted}; "
           f"set it to {n} or more, or to 0 for any number"
         )
-    batch = _stack(packed, [_domain(group[0], self.domains) for group in groups])
+    batch = _stack(packed, [domain_index(group[0], self.domains) for group in groups])
     return batch._replace(read_BD=kept.stack(groups))
 
   def ids(self, step: int) -> list[str]:
@@ -192,137 +192,6 @@ class Loader:
     )
 
 
-class EvalBatch(NamedTuple):
-  """A batch that says whose answer each position predicts.
-
-  Attributes:
-    batch: `loss_mask_BT` is 1 exactly where `owner_BT` >= 0.
-    owner_BT: index in `eval_items` of the candidate whose token or eos is the target; else -1.
-    n_truncated: rows that lost tokens of their context.
-  """
-
-  batch: Batch
-  owner_BT: Int[np.ndarray, "B T"]
-  n_truncated: int
-
-
-def eval_items(examples: Sequence[Example]) -> list[tuple[int, str]]:
-  """Returns (index of the example, candidate): every choice, or the answer where there is none."""
-  return [(i, text) for i, e in enumerate(examples) for text in e.choices or (e.answer,)]
-
-
-def eval_batches(
-  examples: Sequence[Example],
-  tokenizer: Tokenizer,
-  domains: tuple[str, ...],
-  *,
-  batch_size: int,
-  seq_len: int,
-  question: Question,
-  questions_per_row: int,
-  too_long: TooLong,
-) -> Iterator[EvalBatch]:
-  """Yields every item once, in order, in batches of one shape; padding rows fill the last.
-
-  Args:
-    examples: what to score.
-    tokenizer: see `rows.pack`, as `question` and `too_long`.
-    domains: the names that `Batch.domain_B` counts in.
-    batch_size: B of every batch.
-    seq_len: T of every batch.
-    questions_per_row: the most items of a row. Consecutive items of one context share rows while
-      they fit; the tokens of an item are the same with and without company.
-
-  Raises:
-    InputError: see `rows.pack`.
-  """
-  rows = _eval_rows(examples, tokenizer, seq_len, question, questions_per_row, too_long)
-  while chunk := list(itertools.islice(rows, batch_size)):
-    packed = [row for row, _, _ in chunk]
-    indices = [_domain(example, domains) for _, example, _ in chunk]
-    owner_BT = np.full((batch_size, seq_len), -1, np.int32)
-    for owner_T, (row, _, first) in zip(owner_BT, chunk, strict=False):
-      mask_T = row.loss_mask_T > 0
-      owner_T[mask_T] = row.segment_T[mask_T] - 2 + first
-    yield EvalBatch(
-      batch=fill(packed, indices, batch_size, tokenizer),
-      owner_BT=owner_BT,
-      n_truncated=sum(row.n_cut > 0 for row in packed),
-    )
-
-
-def _eval_rows(
-  examples: Sequence[Example],
-  tokenizer: Tokenizer,
-  seq_len: int,
-  question: Question,
-  questions_per_row: int,
-  too_long: TooLong,
-) -> Iterator[tuple[Row, Example, int]]:
-  """Yields rows with their first example and the index of their first item."""
-  if questions_per_row < 1:
-    raise InputError(f"questions_per_row = {questions_per_row} must be at least 1.")
-  first = 0
-  for group in rows_lib.group_rows(examples, len(examples) or 1, question):
-    name = ", ".join(example.id for example in group)
-    prompts = rows_lib.encode_prompts([e.prompt for e in group], tokenizer, question, name)
-    candidates = eval_items(group)
-    known = tokenizer.encode_many((text for _, text in candidates), behind=True)
-    items = [_Item(group[i], prompts.questions[i], known[text]) for i, text in candidates]
-    for context, n_cut, some in _contexts(prompts, items, tokenizer, seq_len, too_long):
-      while some:
-        sizes = itertools.accumulate(item.size for item in some)
-        room = seq_len - len(context)
-        fitting = sum(size <= room for size in itertools.islice(sizes, questions_per_row))
-        taken, some = some[: max(fitting, 1)], some[max(fitting, 1) :]
-        row = rows_lib.lay_out(
-          prompts._replace(context=context, questions=[item.question for item in taken]),
-          [item.answer for item in taken],
-          tokenizer,
-          seq_len,
-          "answer",
-          too_long,
-          taken[0].example.id,
-        )
-        yield row._replace(n_cut=n_cut + row.n_cut), taken[0].example, first
-        first += len(taken)
-
-
-class _Item(NamedTuple):
-  """A candidate of an example, and the example's question."""
-
-  example: Example
-  question: list[int]
-  answer: list[int]
-
-  @property
-  def size(self) -> int:
-    return len(self.question) + len(self.answer)
-
-
-def _contexts(
-  prompts: rows_lib.Prompts,
-  items: list[_Item],
-  tokenizer: Tokenizer,
-  seq_len: int,
-  too_long: TooLong,
-) -> Iterator[tuple[list[int], int, list[_Item]]]:
-  """Items with the context that they share, and how much of it was cut.
-
-  Where the longest has no room, each example's context is cut for its own longest candidate: all
-  choices of an example are scored behind the same text, whatever stands beside it.
-  """
-  needs = lambda some: len(prompts.context) + max(item.size for item in some)
-  if too_long == "error" or needs(items) <= seq_len:
-    yield prompts.context, 0, items
-    return
-  n_bos = int(tokenizer.bos_id is not None)
-  for _, own in itertools.groupby(items, key=lambda item: id(item.example)):
-    mine = list(own)
-    n_cut = min(max(needs(mine) - seq_len, 0), len(prompts.context) - n_bos)
-    yield prompts.context[:n_bos] + prompts.context[n_bos + n_cut :], n_cut, mine
-
-
 def fill(rows: Sequence[Row], domain: Sequence[int], size: int, tokenizer: Tokenizer) -> Batch:
   """A batch of `size` rows: these, at least one, with their domains, and padding behind them."""
   n_free = size - len(rows)
@@ -336,7 +205,8 @@ def _empty_row(tokenizer: Tokenizer, seq_len: int) -> Row:
   return Row(pad_T, pad_T, zero_T, zero_T, zero_T.astype(np.float32), zero_T.astype(np.bool_), 0)
 
 
-def _domain(example: Example, domains: tuple[str, ...]) -> int:
+def domain_index(example: Example, domains: tuple[str, ...]) -> int:
+  """Place of an example's domain among the names, -1 where it is none of them."""
   return domains.index(example.domain) if example.domain in domains else -1
 
 

@@ -244,7 +244,7 @@ def lay_out(
     for question, answer in zip(prompts.questions, answers, strict=True)
   ]
   own = sum(map(len, said)) - len(said)
-  context, n_cut = _fit(prompts, own, tokenizer, seq_len, too_long, name)
+  context, n_cut = fit(prompts, own, tokenizer, seq_len, too_long, name)
   start, everything = len(context), loss == "all"
   # The last token of the context predicts nothing, unless the prompt continues in one way only.
   beyond = prompts.questions[0][0] if prompts.whole else tokenizer.pad_id
@@ -269,7 +269,7 @@ def lay_out(
   )
 
 
-def _fit(
+def fit(
   prompts: Prompts,
   own: int,
   tokenizer: Tokenizer,
@@ -277,7 +277,11 @@ def _fit(
   too_long: TooLong,
   name: str,
 ) -> tuple[list[int], int]:
-  """Returns the context that fits before `own` tokens, and the number of tokens cut off."""
+  """Returns the context that fits before `own` tokens, and the number of tokens cut off.
+
+  Raises:
+    InputError: it does not fit, and is not to be cut, or would not fit without any context.
+  """
   if too_long not in ("error", "truncate_left"):
     raise InputError(f"too_long = {too_long!r} is not known; choose 'error' or 'truncate_left'.")
   needed = len(prompts.context) + own

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from iclm import compose, processes, sharding, step
 from iclm.config import Config
-from iclm.data import pipeline
+from iclm.data import evaluation, pipeline
 from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
 
@@ -63,7 +63,7 @@ def score(
   Raises:
     InputError: there is nothing to score, or a prompt is too long for the rows of evaluation.
   """
-  items = pipeline.eval_items(examples)
+  items = evaluation.eval_items(examples)
   example_M = np.array([i for i, _ in items])
   n_streams, n_alone = len(compose.streams(config)), len(compose.heard_alone(config))
   sums = _Sums.zeros(n_streams, n_alone, len(items))
@@ -81,9 +81,9 @@ def score(
 
 def batches_of(
   examples: Sequence[Example], tokenizer: Tokenizer, config: Config
-) -> Iterator[pipeline.EvalBatch]:
-  """The batches in which a config's evaluation sees some examples; see `pipeline.eval_batches`."""
-  return pipeline.eval_batches(
+) -> Iterator[evaluation.EvalBatch]:
+  """The batches in which a config sees some examples; see `evaluation.eval_batches`."""
+  return evaluation.eval_batches(
     examples,
     tokenizer,
     config.data.domains,
