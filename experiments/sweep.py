@@ -90,6 +90,9 @@ def jobs_of(
     if "=" not in text:
       raise InputError(f"--override={text} must be key=value, such as steps=100")
   last = dict(text.split("=", 1) for text in overrides)
+  for name in sweep.systems:
+    if "/" in name:
+      raise InputError(f"system {name!r} is no name of a folder, in which its runs are to lie")
   if tuning.FOLDER in sweep.systems:
     raise InputError(f"no system can be called {tuning.FOLDER!r}: that folder holds the trials")
   merged = {

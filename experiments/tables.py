@@ -1,7 +1,6 @@
 """What the runs of a sweep came to: one tidy table, means, and differences to the best baseline."""
 
 import csv
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,23 +11,30 @@ import rich.table
 from experiments import cli
 from experiments.jobs import Job
 from iclm import outputs
-from iclm.evals import comparison, statistics
+from iclm.audit import files
+from iclm.audit import sweep as page
+from iclm.evals import comparison, determined, statistics
 
 LEVEL = 0.95
 COLUMNS = ("system", "seed", "set", "group", "n", "accuracy")
 
 
 def gather(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-  """One row per finished run, set and group; group "all" is the whole set."""
+  """One row per finished run, set and group; group "all" is the whole set.
+
+  Where the context determines an answer in part, "all" is about that part, and "exact match" says
+  what share is right in all of it. Sets of one name whose data differ have other names here.
+  """
+  done = [job for job in jobs if job.done]
+  results = [files.read_results(job.folder) for job in done]
   rows = []
-  for job in filter(lambda job: job.done, jobs):
-    sets = json.loads((job.folder / "results.json").read_text())["sets"]
-    for name, found in sets.items():
-      # Where answers are only partly determined, what counts is the part that is.
-      groups = {"all": found, **found["by_group"]}
-      groups |= {"determined": found["determined"]} if "determined" in found else {}
+  for job, result, titles in zip(done, results, page.titles(results), strict=True):
+    for name, title in titles.items():
+      found = result["sets"][name]
+      groups = {"all": determined.measured(found), **found["by_group"]}
+      groups |= {"exact match": found} if "determined" in found else {}
       for group, g in groups.items():
-        values = (job.system, job.seed, name, group, g["n"], g["accuracy"])
+        values = (job.system, job.seed, title, group, g["n"], g["accuracy"])
         rows.append(dict(zip(COLUMNS, values, strict=True)))
   return rows
 
@@ -57,9 +63,9 @@ def origins(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
   """Of every system with finished runs, the command of one and the commits of all of them."""
   found: dict[str, dict[str, Any]] = {}
   for job in filter(lambda job: job.done, jobs):
-    made = json.loads((job.folder / "results.json").read_text()).get("provenance", {})
+    made = files.read_results(job.folder)["provenance"]
     told = found.setdefault(job.system, {"command": " ".join(job.command[1:]), "commits": []})
-    told["commits"] = sorted({*told["commits"], str(made.get("commit"))})
+    told["commits"] = sorted({*told["commits"], str(made["commit"])})
   return found
 
 

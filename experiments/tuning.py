@@ -6,7 +6,6 @@ A system is tried with the first seed; that run is taken over, the others run wi
 """
 
 import dataclasses
-import json
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -17,7 +16,9 @@ import rich.table
 from experiments import cli
 from experiments.jobs import Job
 from iclm import outputs
+from iclm.audit import files
 from iclm.config import InputError
+from iclm.evals import determined
 
 FOLDER = "tuning"
 
@@ -71,10 +72,10 @@ def tuned(
   found: dict[str, list[tuple[Job, float]]] = {}
   for trial in trials:
     if trial.done:
-      sets = json.loads((trial.folder / "results.json").read_text())["sets"]
+      sets = files.read_results(trial.folder)["sets"]
       if sweep.chosen_on not in sets:
         raise InputError(f"chosen_on = {sweep.chosen_on!r} is no evaluation set of the runs")
-      found.setdefault(trial.system, []).append((trial, sets[sweep.chosen_on]["accuracy"]))
+      found.setdefault(trial.system, []).append((trial, _accuracy(sets[sweep.chosen_on])))
   key = sweep.tuning.key
   place = lambda trial: folder / trial.system / str(trial.seed)
   best = {}
@@ -98,6 +99,10 @@ def tuned(
     for job in jobs
     if whose[job.system] in best
   ]
+
+
+def _accuracy(found: dict[str, Any]) -> float:
+  return determined.measured(found)["accuracy"]
 
 
 def _take_over(trial: pathlib.Path, run: pathlib.Path) -> None:

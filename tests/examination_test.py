@@ -41,6 +41,14 @@ def test_examples_that_share_a_context_are_left_out_and_counted(tok, params):  #
   assert len(of("none")["independence_notes"]) == 1
 
 
+def test_without_a_bottleneck_there_is_the_worst_domain_alone(tok, params):  # noqa: F811
+  silent = subject(tok, params, bottleneck__kind="none", loss__beta=0.0, loss__dependence=0.0)
+  found = examination.independence_of(silent, EXAMPLES, 0)
+  json.dumps(found, allow_nan=False)
+  assert found["independence"] == [] and "no messages" in found["independence_notes"][0]
+  assert found["worst_domain"]["n"] > 0
+
+
 def nine(params):  # noqa: F811
   """The same model with nine domain experts."""
   three = lambda x: jnp.concatenate([x] * 3)

@@ -268,15 +268,3 @@ def test_rare_labels_are_skipped_and_counted():
   label_N = np.repeat([0, 1, 2], [10, 10, 4])
   result = probing.probe(label_N[:, None].astype(float), label_N, **PROBE)
   assert result["n"] == 20 and result["n_classes_skipped"] == 1 and "fewer rows" in result["note"]
-
-
-def test_the_worst_domain_is_the_lowest_that_can_be_told():
-  right = {"a": np.arange(10) < 8, "b": np.arange(20) < 10, "c": np.zeros(1, bool)}
-  result = independence.worst_domain(right, level=0.95)
-  assert result["domain"] == "b" and result["accuracy"] == result["risk"] == 0.5
-  # Wilson at one half: 1/2 +- z / 2 sqrt(n + z^2), z = 1.96, n = 20.
-  np.testing.assert_allclose(result["low"], 0.5 - 0.98 / (20 + 1.96**2) ** 0.5, atol=1e-4)
-  assert result["n"] == 20 and "c (an interval needs at least 2 values, got 1)" in result["note"]
-  nothing = independence.worst_domain({"c": np.zeros(0, bool)}, level=0.95)
-  assert nothing["domain"] is nothing["risk"] is None and "c" in nothing["note"]
-  assert independence.worst_domain({}, level=0.95)["note"] == "no domain was given"

@@ -108,6 +108,15 @@ def test_a_page_is_whole_and_text_from_data_is_text(tmp_path):
   assert page.count("-0.062 to 2.375") == 6 and "another</td>" in page
 
 
+def test_open_answers_have_what_is_determined_beside_its_ceiling(tmp_path):
+  part = {"n": 30, "accuracy": 0.5, "ceiling": 0.9}
+  sets = {"test": SET | {"determined": part}}
+  page = report.render(write(tmp_path, RESULTS | {"sets": sets}), None)
+  assert "determined by the context (ceiling 0.900)" in page
+  # Wilson's interval of 15 of 30: 1/2 +- z / 2 sqrt(n + z^2), z = 1.96.
+  assert "0.332 – 0.668" in page
+
+
 def test_evaluated_files_of_one_name_are_told_apart(tmp_path):
   sets = [EXAMINED["sets"][0] | {"path": f"acre/{split}/val.jsonl"} for split in ("IID", "Sys")]
   (tmp_path / "out.json").write_text(json.dumps(EXAMINED | {"sets": sets}))
@@ -143,6 +152,12 @@ def test_a_page_tells_what_an_update_did_and_cost(tmp_path):
   for text in ("82,176", "<td>31</td>", "<td>–</td>", "10,272 of at most 10,682", "too few tests"):
     assert text in page
   assert "0.625 → 0.375" in page and "0.125, 0.500" in page and "Parameters moved" in page
+  assert "no other expert serves one" not in page
+  # Tests of one surface, all of which the retrained expert serves.
+  for missing in ("same_surface", "elsewhere"):
+    del update["models"]["iclm"][missing]
+  page = report.render(write(tmp_path, RESULTS | {"update": update}), None)
+  assert page.count("<td>–</td>") >= 3 and "no other expert serves one" in page
 
 
 def test_a_page_names_each_domains_expert(tmp_path):

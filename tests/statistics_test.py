@@ -112,3 +112,22 @@ def test_bad_arguments_are_told():
     statistics.bootstrap_ci(values_N, seed=0, n_draws=0, level=0.95)
   with pytest.raises(InputError, match="3 right answers of 2"):
     statistics.wilson_interval(3, 2, level=0.95)
+
+
+def test_the_worst_domain_is_the_lowest_that_can_be_told():
+  right = {"a": np.arange(10) < 8, "b": np.arange(20) < 10, "c": np.zeros(1, bool)}
+  of = lambda right, **n: statistics.worst_domain(
+    right, {name: len(r) for name, r in right.items()} | n, level=0.95
+  )
+  result = of(right)
+  assert result["domain"] == "b" and result["accuracy"] == result["risk"] == 0.5
+  # Wilson at one half: 1/2 +- z / 2 sqrt(n + z^2), z = 1.96, n = 20.
+  np.testing.assert_allclose(result["low"], 0.5 - 0.98 / (20 + 1.96**2) ** 0.5, atol=1e-4)
+  assert result["n"] == 20 and "c (an interval needs at least 2 values, got 1)" in result["note"]
+  # Five contexts of four questions tell as much as five answers.
+  shared = of(right, b=5)
+  np.testing.assert_allclose(shared["low"], 0.5 - 0.98 / (5 + 1.96**2) ** 0.5, atol=1e-4)
+  assert shared["accuracy"] == 0.5 and (shared["n"], shared["n_contexts"]) == (20, 5)
+  nothing = of({"c": np.zeros(0, bool)})
+  assert nothing["domain"] is nothing["risk"] is None and "c" in nothing["note"]
+  assert of({})["note"] == "no domain was given"

@@ -111,3 +111,11 @@ def test_a_run_is_no_sweep_and_a_sweep_no_run(tmp_path):
     report.render(tmp_path, tmp_path / "out.json")
   with pytest.raises(InputError, match="a complete run, or of a sweep"):
     report.render(tmp_path / "a", None)
+
+
+def test_a_broken_plan_is_told(tmp_path):
+  write(tmp_path, "a", 0, 0.5)
+  for broken in ("{}", "[]", '{"systems": ["a"], "seeds": 3}'):
+    (tmp_path / sweep.PLAN).write_text(broken)
+    with pytest.raises(InputError, match=r"sweep\.json is not what experiments\.sweep writes"):
+      report.render(tmp_path, None)

@@ -35,6 +35,10 @@ SWEEP = config_dict.create(
 )
 
 
+# What results.json has beside its sets.
+REST = {"train_s": 1, "provenance": {"commit": "abc", "data": {"sets_sha256": {"test": "a" * 64}}}}
+
+
 class Fake(running.Job):
   """Instead of training, fails once where its system says so, then writes its result."""
 
@@ -50,7 +54,7 @@ if {fails!r} == "always" or ({fails!r} == "first" and not again):
   sys.exit(3)
 sets = {{"test": {{"n": 4, "accuracy": 0.25 + 0.5 * {self.seed}, "by_group": {{"g": {{"n": 4,
   "accuracy": 0.5}}}}}}}}
-(folder / "results.json").write_text(json.dumps({{"sets": sets}}))
+(folder / "results.json").write_text(json.dumps({{"sets": sets}} | {REST}))
 """
     return [sys.executable, "-c", script]
 
@@ -123,6 +127,22 @@ def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
   assert "Difference to b" in told and "chosen without unfinished" in told
 
 
+def test_of_open_answers_the_determined_part_counts_and_other_data_have_another_name(tmp_path):
+  jobs = [running.Job("a", seed, tmp_path / str(seed), "", {}) for seed in (0, 1)]
+  whole = {"n": 8, "accuracy": 0.25, "by_group": {"g": {"n": 8, "accuracy": 0.25}}}
+  part = {"determined": {"n": 6, "accuracy": 0.75, "ceiling": 1.0}}
+  for job, digest in zip(jobs, ("a" * 64, "b" * 64), strict=True):
+    job.folder.mkdir()
+    made = {"data": {"sets_sha256": {"test": digest, "open": "c" * 64}}}
+    results = {"sets": {"test": whole, "open": whole | part}, "train_s": 1, "provenance": made}
+    (job.folder / "results.json").write_text(json.dumps(results))
+    job.mark()
+  found = {(r["set"], r["seed"], r["group"]): (r["n"], r["accuracy"]) for r in tables.gather(jobs)}
+  assert found["open", 0, "all"] == (6, 0.75) and found["open", 0, "exact match"] == (8, 0.25)
+  assert found["test (aaaaaaaa)", 0, "all"] == found["test (bbbbbbbb)", 1, "all"] == (8, 0.25)
+  assert ("test", 0, "all") not in found
+
+
 def test_a_star_goes_by_what_is_corrected_and_of_the_one_mean_by_itself():
   row = {"difference": 0.4, "difference_ci": [0.3, 0.5], "p": 0.01, "note": None}
   shown = lambda name, **more: tables._gap(name, row | more)
@@ -153,8 +173,8 @@ class Tried(Fake):
       self.system
     ]
     sets = {"test": {"n": 4, "accuracy": accuracy[self.changes["lr"]], "by_group": {}}}
-    path = self.folder / "results.json"
-    return [sys.executable, "-c", f"open({str(path)!r}, 'w').write({json.dumps({'sets': sets})!r})"]
+    path, text = self.folder / "results.json", json.dumps({"sets": sets} | REST)
+    return [sys.executable, "-c", f"open({str(path)!r}, 'w').write({text!r})"]
 
 
 def test_every_system_is_tuned_with_the_same_values(tmp_path, capsys):
@@ -283,6 +303,11 @@ def test_what_is_wrong_with_a_sweep_is_said(tmp_path):
   named = config_dict.create(config="c", base="", every=(), systems={"tuning": ()}, seeds=(0,))
   with pytest.raises(InputError, match="no system can be called 'tuning'"):
     sweep.jobs_of(named, tmp_path, [], [])
+  for other in ("a/", "/a", "a/0"):
+    nested = config_dict.create(config="c", base="", every=(), seeds=(0,), systems={})
+    nested.systems = {"a": (), other: (("steps", 2),)}
+    with pytest.raises(InputError, match=r"system .* is no name of a folder"):
+      sweep.jobs_of(nested, tmp_path, [], [])
   with pytest.raises(InputError, match="must be key=value"):
     sweep.jobs_of(SWEEP, tmp_path, ["steps"], [])
   with pytest.raises(InputError, match=r"no sweep configs/sweeps/mechanism\.py.*mechanisms\.py"):

@@ -126,12 +126,20 @@ def _accuracies(title: str, sets: Mapping[str, Any], results: dict[str, Any]) ->
     if forced is not None:
       cells.append(_share({"n": found["n"], "accuracy": forced[name]} if name in forced else None))
     rows.append(Row(name, found["n"], cells, is_group=False))
-    for label, group in found["by_group"].items():
+    for label, group in _groups(found).items():
       cells = [_share(group)]
-      cells += [_share(None if s is None else s["by_group"].get(label)) for s in rivals]
+      cells += [_share(None if s is None else _groups(s).get(label)) for s in rivals]
       cells += [None] * (forced is not None)
       rows.append(Row(label, group["n"], cells, is_group=True))
   return Accuracies(title, models, rows)
+
+
+def _groups(found: dict[str, Any]) -> dict[str, Any]:
+  """The groups of a set, and what its context determines of open answers beside the solver's."""
+  if "determined" not in found:
+    return found["by_group"]
+  solver = f"determined by the context (ceiling {found['determined']['ceiling']:.3f})"
+  return found["by_group"] | {solver: found["determined"]}
 
 
 def _share(found: dict[str, Any] | None) -> statistics.Estimate | None:

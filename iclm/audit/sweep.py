@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iclm.audit import cost, drawing, files
-from iclm.evals import statistics
+from iclm.config import InputError
+from iclm.evals import determined, statistics
 
 LEVEL = 0.95
 DONE = "done"  # Marks the folder of a run that came to its end,
@@ -100,6 +101,9 @@ def _runs(folder: pathlib.Path) -> list[Run]:
   plan = {"systems": [s for s, _ in there], "seeds": [seed for _, seed in there]}
   if (folder / PLAN).exists():
     plan = files.read_json(folder / PLAN, "")
+    lists = isinstance(plan, dict) and [plan.get(name) for name in ("systems", "seeds")]
+    if not lists or not all(isinstance(x, list) for x in lists):
+      raise InputError(f"{folder / PLAN} is not what experiments.sweep writes; remove it")
   planned = [(s, seed) for s in plan["systems"] for seed in sorted(set(plan["seeds"]))]
   return [_run(folder, *which) for which in dict.fromkeys([*planned, *there])]
 
@@ -131,23 +135,43 @@ def _flat(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
     yield where, json.dumps(value)
 
 
+def titles(results: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+  """Of each run how its evaluation sets are called: with a part of the hash of their data behind
+  the name where another run has other data under that name.
+
+  Args:
+    results: what each run wrote as its results.json.
+  """
+  hashes = [{name: r["provenance"]["data"]["sets_sha256"][name] for name in r["sets"]}
+            for r in results]  # fmt: skip
+  count = collections.Counter(name for name, _ in {pair for h in hashes for pair in h.items()})
+  title = lambda name, digest: name if count[name] == 1 else f"{name} ({digest[:8]})"
+  return [{name: title(name, digest) for name, digest in h.items()} for h in hashes]
+
+
 def _columns(done: Sequence[Run]) -> list[Column]:
   """The evaluation sets in the order of their first runs; what differs in data stands apart."""
+  results = [run.results for run in done if run.results is not None]
   found: dict[str, dict[str, list[tuple[Run, dict[str, Any]]]]] = {}
-  for run in done:
-    assert run.results is not None
-    for name, what in run.results["sets"].items():
-      digest = run.results["provenance"]["data"]["sets_sha256"][name]
-      found.setdefault(name, {}).setdefault(digest, []).append((run, what))
+  for run, of, named in zip(done, results, titles(results), strict=True):
+    for name, title in named.items():
+      found.setdefault(name, {}).setdefault(title, []).append((run, of["sets"][name]))
   return [
-    Column(name, name if len(by_data) == 1 else f"{name} ({digest[:8]})", runs)
-    for name, by_data in found.items()
-    for digest, runs in by_data.items()
+    Column(name, title + _measure([found for _, found in runs]), runs)
+    for name, by_title in found.items()
+    for title, runs in by_title.items()
   ]
 
 
+def _measure(sets: Sequence[dict[str, Any]]) -> str:
+  """What is counted where that is not exact match, and how much of it a solver gets right."""
+  ceilings = {f"{f['determined']['ceiling']:.3f}" for f in sets if "determined" in f}
+  return f", determined (ceiling {', '.join(sorted(ceilings))})" if ceilings else ""
+
+
 def _values(column: Column, system: str) -> np.ndarray:
-  return np.array([found["accuracy"] for run, found in column.runs if run.system == system], float)
+  mine = [found for run, found in column.runs if run.system == system]
+  return np.array([determined.measured(found)["accuracy"] for found in mine], float)
 
 
 def _mean(column: Column, system: str) -> statistics.Estimate:
@@ -163,7 +187,9 @@ def _groups(column: Column, systems: Sequence[str]) -> drawing.Heat:
   """Mean accuracy of every group of a set, over the seeds of a system."""
   values = collections.defaultdict(list)
   for run, found in column.runs:
-    for group, what in found["by_group"].items():
+    # Exact match of what is determined in part would be noise.
+    of = determined.measured(found)
+    for group, what in of.get("by_configuration", of.get("by_group", {})).items():
       values[run.system, group].append(what["accuracy"])
   groups = list(dict.fromkeys(group for _, group in values))
   mine = [s for s in systems if any((s, group) in values for group in groups)]

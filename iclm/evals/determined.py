@@ -4,7 +4,7 @@ Exact match is the wrong measure there: what the context leaves open was drawn b
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,15 @@ def report(subject: Subject, examples: Sequence[Example]) -> dict[str, Any]:
   found["by_attribute"] = {name: _shares(pairs) for name, pairs in by_attribute.items()}
   found["by_configuration"] = {name: _shares(pairs) for name, pairs in by_configuration.items()}
   return {"determined": found}
+
+
+def measured(found: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Of a set's summary what its accuracy is measured by: n, accuracy, and a ceiling if it has one.
+
+  Args:
+    found: of `accuracy.summarise`, with what `report` adds.
+  """
+  return found.get("determined", found)
 
 
 def _solved(example: Example) -> tuple[str, str] | None:

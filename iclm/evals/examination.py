@@ -12,7 +12,15 @@ from iclm import axes, compose
 from iclm.config import Config, InputError
 from iclm.data import mechanisms
 from iclm.data.records import Example
-from iclm.evals import effects, independence, interchange, interventions, probing, routing
+from iclm.evals import (
+  effects,
+  independence,
+  interchange,
+  interventions,
+  probing,
+  routing,
+  statistics,
+)
 from iclm.evals.accuracy import Scores
 from iclm.evals.subject import Messages, Subject, served_by
 
@@ -130,16 +138,22 @@ def _paraphrased(
 def independence_of(subject: Subject, examples: Sequence[Example], seed: int) -> dict[str, Any]:
   """How dependent the streams are, what a probe reads in them, and the worst domain.
 
+  Without a bottleneck there are no messages, and only the last of these.
+
   Of examples on one context only the first counts: the estimators take rows as independent. A
   message is that at the first predicted position, drawn, not its mean. The pair of the streams is
   compared unconditionally and within the label, which is the answer's first token as in training;
   two domain experts within the label, each being made to serve every example.
 
   Raises:
-    InputError: see `check`; or the model has no messages.
+    InputError: see `check`.
   """
   check(subject.config)
   context_N = effects.contexts(examples, subject.config.data.question)
+  worst = {"worst_domain": _worst_domain(subject, examples, context_N)}
+  if subject.config.bottleneck.kind == "none":
+    notes = ["a model without a bottleneck has no messages to compare"]
+    return {"independence": [], "independence_notes": notes, "probes": {}} | worst
   alone = [examples[i] for i in np.sort(np.unique(context_N, return_index=True)[1])]
   keys = jax.random.split(jax.random.key(seed), subject.config.experts.count + 1)
   label_N = np.array([subject.label(e) for e in alone])
@@ -159,15 +173,22 @@ def independence_of(subject: Subject, examples: Sequence[Example], seed: int) ->
     n_states=N_STATES,
     seed=seed,
   )
-  right = subject.score(examples).correct_N
-  domain_N = np.array([e.domain for e in examples])
-  by_domain = {str(d): right[domain_N == d] for d in np.unique(domain_N)}
   return {
     "independence": rows,
     "independence_notes": _left_out(len(examples), len(alone), subject.config.experts.count),
     "probes": _probes(subject, alone, said, seed),
-    "worst_domain": independence.worst_domain(by_domain, level=LEVEL),
-  }
+  } | worst
+
+
+def _worst_domain(subject: Subject, examples: Sequence[Example], context_N) -> dict[str, Any]:
+  right_N = subject.score(examples).correct_N
+  domain_N = np.array([e.domain for e in examples])
+  at = {str(d): domain_N == d for d in np.unique(domain_N)}
+  return statistics.worst_domain(
+    {d: right_N[on_N] for d, on_N in at.items()},
+    {d: len(np.unique(context_N[on_N])) for d, on_N in at.items()},
+    level=LEVEL,
+  )
 
 
 def _left_out(n: int, n_alone: int, n_experts: int) -> list[str]:
@@ -188,11 +209,10 @@ def _domain_pairs(subject: Subject, alone, label_N, keys) -> list[independence.P
   said_ENZ = [
     subject.messages(alone, served_by(e), key=keys[e]).z_SNPZ[-1, :, 0] for e in range(first)
   ]
+  name = lambda e, f: f"{axes.DOMAIN} {e}, {axes.DOMAIN} {f} | label"
   return [
-    independence.Pair(f"{axes.DOMAIN} {e}, {axes.DOMAIN} {f} | label", *both, label_N)
-    for (e, f), both in zip(
-      itertools.combinations(range(first), 2), itertools.combinations(said_ENZ, 2), strict=True
-    )
+    independence.Pair(name(e, f), said_ENZ[e], said_ENZ[f], label_N)
+    for e, f in itertools.combinations(range(first), 2)
   ]
 
 

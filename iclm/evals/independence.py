@@ -1,4 +1,4 @@
-"""How dependent two messages are, beside what chance gives; and the worst domain.
+"""How dependent two messages are, beside what chance gives.
 
 A diagnostic, never a proof of independent mechanisms. Rows are taken as independent draws, one per
 prompt: several answers on one context would make every null too narrow. Messages are sampled ones:
@@ -7,7 +7,7 @@ the estimators do not feel a scale, so a mean of 1e-6 nats would be as loud as o
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from iclm import information
 from iclm.config import InputError
-from iclm.evals import similarity, statistics
+from iclm.evals import similarity
 from iclm.routing import prototypes
 
 ESTIMATORS = ("nhsic", "joint_mi", "cka", "club")
@@ -105,39 +105,6 @@ def report(
       found["club"] = _club_row(usable)
     rows += [_row(pair.name, name, usable, row) for name, row in found.items()]
   return rows
-
-
-def worst_domain(correct: Mapping[str, Bool[np.ndarray, "_"]], *, level: float) -> dict[str, Any]:
-  """The domain with the lowest accuracy, its risk, 1 - accuracy, and Wilson's interval.
-
-  The lowest of several estimates is too low on average, the more so the smaller the domains.
-
-  Args:
-    correct: per domain, whether each example was right; the first wins a tie.
-    level: coverage of the interval of the accuracy.
-
-  Returns:
-    {"domain", "accuracy", "low", "high", "risk", "n", "note"}; `note` names the domains with too
-    few examples for an interval, which are left out. All are None when that leaves none.
-  """
-  estimates = {
-    name: statistics.wilson_interval(int(right_N.sum()), len(right_N), level=level)
-    for name, right_N in correct.items()
-  }
-  known = [
-    (e.value, i, name)
-    for i, (name, e) in enumerate(estimates.items())
-    if e.value is not None and e.low is not None
-  ]
-  left_out = [f"{name} ({e.note})" for name, e in estimates.items() if e.low is None]
-  note = "left out: " + ", ".join(left_out) if left_out else None
-  if not known:
-    blank = dict.fromkeys(("domain", "accuracy", "low", "high", "risk", "n"))
-    return blank | {"note": note or "no domain was given"}
-  accuracy, _, name = min(known)
-  _, low, high, n, _ = estimates[name]
-  figures = {"domain": name, "accuracy": accuracy, "low": low, "high": high}
-  return figures | {"risk": 1 - accuracy, "n": n, "note": note}
 
 
 def _check_lengths(pair: Pair) -> None:

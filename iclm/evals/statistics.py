@@ -1,11 +1,11 @@
 """Intervals and corrections for what was measured: what is undefined is None, with the reason."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.special
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from iclm.config import InputError
 
@@ -77,11 +77,11 @@ def t_interval(values_S: Float[np.ndarray, "S"], *, level: float) -> Estimate:
   return Estimate(float(mean), float(mean - half), float(mean + half), n, None)
 
 
-def wilson_interval(n_right: int, n: int, *, level: float) -> Estimate:
+def wilson_interval(n_right: float, n: int, *, level: float) -> Estimate:
   """An accuracy and Wilson's interval, which stays in [0, 1] and is honest at 0 and at 1.
 
   Args:
-    n_right: of n independent answers.
+    n_right: of n independent answers; a share of them times n where only some are independent.
     level: coverage in (0, 1).
 
   Source: Wilson, "Probable inference", JASA 1927.
@@ -96,6 +96,46 @@ def wilson_interval(n_right: int, n: int, *, level: float) -> Estimate:
   half = (z2 * (share * (1 - share) / n + z2 / (4 * n * n))) ** 0.5 / (1 + z2 / n)
   # At a share of 0 or 1 one bound is the share itself, up to rounding.
   return Estimate(share, max(centre - half, 0.0), min(centre + half, 1.0), n, None)
+
+
+def worst_domain(
+  correct: Mapping[str, Bool[np.ndarray, "_"]], n_contexts: Mapping[str, int], *, level: float
+) -> dict[str, Any]:
+  """The domain with the lowest accuracy, its risk, 1 - accuracy, and Wilson's interval.
+
+  The lowest of several estimates is too low on average, the more so the smaller the domains.
+
+  Args:
+    correct: per domain, whether each example was right; the first wins a tie.
+    n_contexts: per domain, how many contexts its examples have: the interval is that of so many
+      answers, as if those on one context were all alike, and so at least as wide as it should be.
+    level: coverage of the interval of the accuracy.
+
+  Returns:
+    {"domain", "accuracy", "low", "high", "risk", "n", "n_contexts", "note"}; `note` names the
+    domains with too few contexts for an interval, which are left out. All are None when that
+    leaves none.
+  """
+  estimates = {
+    name: wilson_interval(
+      int(right_N.sum()) * n_contexts[name] / max(len(right_N), 1), n_contexts[name], level=level
+    )
+    for name, right_N in correct.items()
+  }
+  known = [
+    (e.value, i, name)
+    for i, (name, e) in enumerate(estimates.items())
+    if e.value is not None and e.low is not None
+  ]
+  left_out = [f"{name} ({e.note})" for name, e in estimates.items() if e.low is None]
+  note = "left out: " + ", ".join(left_out) if left_out else None
+  if not known:
+    blank = dict.fromkeys(("domain", "accuracy", "low", "high", "risk", "n", "n_contexts"))
+    return blank | {"note": note or "no domain was given"}
+  accuracy, _, name = min(known)
+  _, low, high, n, _ = estimates[name]
+  found = {"domain": name, "accuracy": accuracy, "low": low, "high": high, "risk": 1 - accuracy}
+  return found | {"n": len(correct[name]), "n_contexts": n, "note": note}
 
 
 def paired_difference(
