@@ -20,7 +20,12 @@ from iclm.config import InputError
 LOST = 4  # The exit code of a process that has lost another one.
 # How long the coordinator, whose end ends all, leaves the others to say what is wrong.
 GRACE_S = 5
-_LOSS = re.compile(r"gloo|coordination|heartbeat|socket closed|connection (closed|reset)", re.I)
+# How a loss reads: in an error of JAX, and in the ValueError that a program over several processes
+# raises where it cannot be started.
+_WORDS = r"gloo|coordination|heartbeat|barrier|socket closed|connection (closed|reset)"
+_LOSS = re.compile(_WORDS, re.I)
+_LOSS_AT_START = re.compile(r"gloo \w+ failed|coordination service", re.I)
+_names = ["a process"]  # The last is that of this one; the handler of an abort has nothing else.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +92,7 @@ def join(place: Place | None) -> None:
 
   Where one never comes, this process ends with one sentence and exit code 2: JAX's own time-out
   aborts the process and cannot be caught. For the same reason a process that has lost another one
-  ends from within the abort; see `lose`.
+  ends from within the abort.
 
   Raises:
     InputError: JAX finds no other processes, or cannot listen at the coordinator's address.
@@ -108,6 +113,7 @@ def join(place: Place | None) -> None:
       initialization_timeout=2 * place.join_s + 60,  # The timer is earlier.
       heartbeat_timeout_seconds=place.lost_s,
     )
+    _names.append(f"process {jax.process_index()} of {jax.process_count()}")  # Makes the backends.
   except (RuntimeError, ValueError) as error:
     reason = " ".join(str(error).split())
     hint = "" if place.coordinator else "; give --coordinator, --processes and --process instead"
@@ -127,8 +133,13 @@ def leave(code: int, orderly: bool) -> None:
   if not joined():
     return
   if orderly:
-    processes.barrier("end")  # JAX gives the slowest a few minutes only.
-    jax.distributed.shutdown()
+    try:
+      processes.barrier("end")  # JAX gives the slowest a few minutes only.
+      jax.distributed.shutdown()
+    except Exception as error:
+      if not is_loss(error):
+        raise
+      lose(" ".join(str(error).split()))
     return
   if jax.process_index() == 0:
     time.sleep(GRACE_S)
@@ -137,18 +148,24 @@ def leave(code: int, orderly: bool) -> None:
 
 def is_loss(error: Exception) -> bool:
   """Whether an error is how JAX tells that another process is gone."""
-  return isinstance(error, jax.errors.JaxRuntimeError) and bool(_LOSS.search(str(error)))
+  told = {jax.errors.JaxRuntimeError: _LOSS, ValueError: _LOSS_AT_START}
+  return any(isinstance(error, kind) and words.search(str(error)) for kind, words in told.items())
 
 
 def lose(reason: str) -> None:
   """Ends this process at once, because another one is gone; nothing waits for it."""
+  sys.stdout.flush()
+  _lose(reason)
+
+
+def _lose(reason: str) -> None:
+  """As the handler of an abort may: it takes no lock, of Python's streams or of JAX."""
   told = (
-    f"error: process {jax.process_index()} of {jax.process_count()} lost another process of the "
-    f"run ({reason}); start it again, on fewer processes if need be, and it goes on from its last "
-    "checkpoint"
+    f"error: {_names[-1]} lost another process of the run ({reason}); start it again, on fewer "
+    "processes if need be, and it goes on from its last checkpoint"
   )
   os.write(2, f"{told}\n".encode())
-  _exit(LOST)
+  os._exit(LOST)
 
 
 def _never_joined(place: Place) -> None:
@@ -178,4 +195,4 @@ def _exit(code: int) -> None:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(_: Any) -> None:
   """The coordination service aborts a process whose run has lost another one."""
-  lose("it no longer answers")
+  _lose("it no longer answers")

@@ -173,6 +173,38 @@ def test_a_process_that_never_joins_is_told_of_with_its_rank(place):
     assert "Traceback" not in said and not (place / "none").exists()
 
 
+ENDS = """
+import os, sys, time
+from experiments import cli, hosts
+from iclm import config, processes, sharding
+index, port, end = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+sys.argv = sys.argv[:1]
+def main(flag):
+  hosts.join(hosts.Place(f"localhost:{port}", 2, index, 60, 5))
+  processes.meet(sharding.make_mesh(config.Mesh(data=2, expert=1, model=1)))
+  if index == 1:
+    os._exit(9)
+  time.sleep(1)
+  if end == "barrier":
+    processes.barrier("here")
+  return 0
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("end", ["barrier", "orderly"])
+def test_a_loss_is_told_wherever_it_is_met(end):
+  port = str(local.free_port())
+  argv = lambda i: [sys.executable, "-c", ENDS, str(i), port, end]
+  env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+  both = [subprocess.Popen(argv(i), env=env, **pipes) for i in range(2)]  # type: ignore[call-overload]
+  said = both[0].communicate(timeout=100)[0]
+  both[1].communicate(timeout=100)
+  assert both[0].returncode == hosts.LOST, said
+  assert re.search(LOST, said) and "Traceback" not in said
+
+
 def given(**changes):
   flag = {"coordinator": "", "processes": 0, "process": -1, "distributed": False}
   flag |= {"join_s": 300, "lost_s": 60} | changes
