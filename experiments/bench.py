@@ -6,8 +6,8 @@ Suites, each with the figures that it writes under "figures":
 
   train    growth_32_over_2 (step time of the last over the first number of experts, with FLOPs),
            over_all_k (tokens/s over `compute="all"`, beside the floor that FLOPs set),
-           over_plain_lora (step time over a plain LoRA step on 2B rows plus a frozen forward on B),
-           and the same with half of the layers as trunk
+           over_plain_lora (step time over a plain LoRA step on 2B rows plus a frozen forward on B,
+           by number of experts), and of the first number with half of the layers as trunk
   loss     loss_share: bottleneck and dependence, of a whole step
   block    growth and over_gathered: step time of block adapters, which every expert's input goes
            through (router.gradient="all"), over the first number of experts, and over gathered ones
@@ -86,8 +86,7 @@ def _counts(given: Sequence[str]) -> list[int]:
 
 def train(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
   of = lambda n, **parts: cases.vary(c, experts={"count": n}, **parts)
-  half = {"trunk_layers": c.model.layers // 2}
-  first, last = counts[0], counts[-1]
+  half, first = {"trunk_layers": c.model.layers // 2}, counts[0]
   routed = {n: cases.ours(f"routed/{n}", of(n)) for n in counts}
   every = {n: cases.ours(f"all/{n}", of(n, compute="all")) for n in counts}
   trunk = cases.ours(f"routed/{first}/half_trunk", of(first, model=half))
@@ -107,7 +106,7 @@ def train(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], d
   }
   for of_floor in figures["over_all_k"].values():
     of_floor["of_floor"] = of_floor["time"] / of_floor["flop_floor"]
-  figures["over_plain_lora"] = cases.ratio(routed[last], plain)
+  figures["over_plain_lora"] = {str(n): cases.ratio(routed[n], plain) for n in counts}
   figures["over_plain_lora_half_trunk"] = cases.ratio(trunk, plain)
   figures["kept_prompts"] = cases.ratio(kept, reading)
   return found, figures
@@ -153,7 +152,7 @@ def loss(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], di
 
 def mfu(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dict[str, Any]]:
   of = lambda n, **parts: cases.vary(c, experts={"count": n}, **parts)
-  first, last = counts[0], counts[-1]
+  first = counts[0]
   half = of(first, model={"trunk_layers": c.model.layers // 2})
   configs = {f"routed/{n}": of(n) for n in counts} | {f"routed/{first}/half_trunk": half}
   ours = {name: cases.ours(name, changed) for name, changed in configs.items()}
@@ -165,7 +164,7 @@ def mfu(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], dic
   peak = chips.peak_flops(jax.devices()[0].device_kind)
   return found, {
     **{f"growth_{n}_over_{first}": cases.ratio(ours[f"routed/{n}"], found[0]) for n in counts[1:]},
-    "over_plain_lora": cases.ratio(ours[f"routed/{last}"], plain),
+    "over_plain_lora": {str(n): cases.ratio(ours[f"routed/{n}"], plain) for n in counts},
     "over_plain_lora_half_trunk": cases.ratio(ours[f"routed/{first}/half_trunk"], plain),
     "peak_flops": peak,
     "mfu": {case.name: case.mfu(configs[case.name], peak) for case in found} if peak else None,
@@ -178,7 +177,8 @@ def memory(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case], 
   first, last = found[0], found[-1]
   grown = last.peak_bytes - first.peak_bytes
   # An adapter's own: parameters, two moments, and a gradient.
-  own = 4 * (last.domain_bytes - first.domain_bytes)
+  size = lambda case: sum(x.nbytes for x in jax.tree.leaves(case.state.params[axes.DOMAIN]))
+  own = 4 * (size(last) - size(first))
   figures = {"peak_bytes": {case.name: case.peak_bytes for case in found}}
   return found, figures | {"growth_bytes": grown, "own_bytes": own, "growth_over_own": grown / own}
 
@@ -232,11 +232,15 @@ def devices(c: Config, counts: Sequence[int], repeats: int) -> tuple[list[Case],
       f"--suite=devices needs 8 devices, and there are {jax.device_count()}; on a CPU they are "
       "there with XLA_FLAGS=--xla_force_host_platform_device_count=8"
     )
+  of = lambda shape: cases.vary(
+    c, experts={"count": counts[-1]}, mesh=dict(zip(axes.MESH, shape, strict=True))
+  )
+  # All are checked before the first is compiled.
+  varied = {shape: config.from_config_dict(config.to_dict(of(shape))) for shape in MESHES}
   counted, found = {}, []
-  for shape in MESHES:
-    mesh = dict(zip(axes.MESH, shape, strict=True))
+  for shape, changed in varied.items():
     name = ",".join(map(str, shape))
-    found.append(cases.ours(name, cases.vary(c, experts={"count": counts[-1]}, mesh=mesh)))
+    found.append(cases.ours(name, changed))
     counted[name] = work.flops(hlo.parse(found[-1].run.as_text()))
   one = found[0].flops
   return found, {"flops_per_device": {name: n / one for name, n in counted.items()}}
@@ -279,7 +283,7 @@ def _show(found: Sequence[Case], figures: dict[str, Any]) -> None:
 if __name__ == "__main__":
   flags.DEFINE_enum("suite", None, list(SUITES), "What to measure.")
   flags.DEFINE_enum("size", "S", list(sizes.SIZES), "Shape of the base and of the batch.")
-  flags.DEFINE_list("experts", ["2", "32"], "Numbers of experts, the first one the baseline.")
+  flags.DEFINE_list("experts", ["2", "32"], "Numbers of experts, the smallest the baseline.")
   flags.DEFINE_integer("repeats", 9, "Timed steps of each case, in turns.")
   flags.DEFINE_string("out", None, "Where to write the report.")
   flags.mark_flags_as_required(["suite", "out"])

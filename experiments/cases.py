@@ -33,7 +33,6 @@ class Case:
     state: what `run` takes first and gives back first.
     args: what else it takes.
     flops: of its matrix products, by its jaxpr.
-    domain_bytes: of the domain experts' parameters.
   """
 
   name: str
@@ -41,7 +40,6 @@ class Case:
   state: Any
   args: tuple[Any, ...]
   flops: float
-  domain_bytes: int
   run: Any = None
   step_s: list[float] = dataclasses.field(default_factory=list)
   compile_s: list[float] = dataclasses.field(default_factory=list)
@@ -120,17 +118,20 @@ def ratio(case: Case, baseline: Case) -> dict[str, float]:
 def time_in_turns(cases: Sequence[Case], warmup: int, repeats: int) -> None:
   """Times every case once per turn, so that what disturbs the machine disturbs all alike.
 
-  Behind a larger case one first runs untimed: memory that the larger gave back is its doing. (Right
-  behind every expert on every input, of 10 GB, a step of 0.4 s took 1.1 s.)
+  Every turn has another order: none gains by what runs in front of it. Behind a larger case one
+  first runs untimed: memory that the larger gave back is its doing. (Right behind every expert on
+  every input, of 10 GB, a step of 0.4 s took 1.1 s.)
   """
   for case in cases:
     for _ in range(warmup):
       case.once()
+  order, before = np.random.default_rng(0), cases[-1]
   for _ in range(repeats):
-    for before, case in zip([cases[-1], *cases[:-1]], cases, strict=True):
+    for case in (cases[i] for i in order.permutation(len(cases))):
       if before.peak_bytes > case.peak_bytes:
         case.once()
       case.step_s.append(case.once())
+      before = case
 
 
 def ours(name: str, c: Config) -> Case:
@@ -141,9 +142,8 @@ def ours(name: str, c: Config) -> Case:
   batch = sharding.put_batch(random_batch(c, c.batch_size), mesh)
   args = batch, jax.random.key(1)
   advance = step.make_train_step(c, model, tx, mesh)
-  size = sum(x.nbytes for x in jax.tree.leaves(state.params["domain"]))
   counted = flops.of(advance, state, *args)
-  return Case(name, advance.lower(state, *args), state, args, counted, size)
+  return Case(name, advance.lower(state, *args), state, args, counted)
 
 
 def plain(name: str, c: Config) -> Case:
@@ -194,7 +194,7 @@ def plain(name: str, c: Config) -> Case:
 
   state = moving, tx.init(moving)
   args = base, twice, once
-  return Case(name, advance.lower(state, *args), state, args, flops.of(advance, state, *args), 0)
+  return Case(name, advance.lower(state, *args), state, args, flops.of(advance, state, *args))
 
 
 def decode(name: str, c: Config, n_rows: int) -> tuple[Case, Case]:
@@ -225,9 +225,8 @@ def decode(name: str, c: Config, n_rows: int) -> tuple[Case, Case]:
   # A loop's trips are in its data: one token is counted, and multiplied.
   one = lambda params, spoken: model.apply(params, spoken.next, cache=spoken.cache)
   flops_said = (N_SAID - 1) * flops.of(one, params, spoken)
-  size = sum(x.nbytes for x in jax.tree.leaves(params.get("domain", {})))
   of = lambda suffix, f, args, n_flops: Case(
-    f"{name}/{suffix}", f.lower(params, args), params, (args,), n_flops, size
+    f"{name}/{suffix}", f.lower(params, args), params, (args,), n_flops
   )
   return of("prompt", read, prompts, flops.of(read, params, prompts)), of(
     "answer", say, spoken, flops_said
