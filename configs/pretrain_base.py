@@ -1,7 +1,7 @@
 """A base language model from scratch, on our own tasks: it stands in for a pretrained one.
 
-  python -m experiments.train --config=configs/pretrain_base.py --workdir=runs/base
-  python -m experiments.expert --workdir=runs/base --export=base --out=runs/base_hf
+  python -m experiments.train --config=configs/pretrain_base.py --workdir=runs/pretrain_base
+  python -m experiments.expert --workdir=runs/pretrain_base --export=base --out=runs/base_hf
   python -m experiments.train --config=configs/on_base.py --workdir=runs/on_base
 
 `--config=configs/pretrain_base.py:10m` and `:30m` are for one GPU, and have not been run to their

@@ -55,7 +55,7 @@ def dense_lora(c: Config) -> Config:
     topology=dataclasses.replace(c.topology, kind="parallel"),
     combine="logits",
     compute="routed",
-    mesh=dataclasses.replace(c.mesh, data=c.mesh.data * c.mesh.expert, expert=1),
+    mesh=dataclasses.replace(c.mesh, data=c.mesh.shares, expert=1),
     experts=dataclasses.replace(
       e, kind="lora", count=1, invariant=False, rank=n * e.rank, alpha=n * e.alpha
     ),

@@ -215,21 +215,21 @@ def decode(name: str, c: Config, n_rows: int) -> tuple[Case, Case]:
 
   @jax.jit
   def read(params, prompts):
-    return params, decoding.read(model, params, prompts, left_B, key_B, *given, room=N_SAID)[0]
+    return params, decoding.prefill(model, params, prompts, left_B, key_B, *given, room=N_SAID)[0]
 
   @jax.jit
-  def say(params, spoken):
-    return params, decoding.say(model, params, spoken, *given, N_SAID - 1).said_BM
+  def say(params, decoded):
+    return params, decoding.decode(model, params, decoded, *given, N_SAID - 1).said_BM
 
-  _, spoken = read(params, prompts)
+  _, decoded = read(params, prompts)
   # A loop's trips are in its data: one token is counted, and multiplied.
-  one = lambda params, spoken: model.apply(params, spoken.next, cache=spoken.cache)
-  flops_said = (N_SAID - 1) * flops.of(one, params, spoken)
+  one = lambda params, decoded: model.apply(params, decoded.next, cache=decoded.cache)
+  flops_said = (N_SAID - 1) * flops.of(one, params, decoded)
   of = lambda suffix, f, args, n_flops: Case(
     f"{name}/{suffix}", f.lower(params, args), params, (args,), n_flops
   )
   return of("prompt", read, prompts, flops.of(read, params, prompts)), of(
-    "answer", say, spoken, flops_said
+    "answer", say, decoded, flops_said
   )
 
 

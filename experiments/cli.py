@@ -83,7 +83,17 @@ def _outcome(main: Callable[[], int | None]) -> tuple[int, bool]:
 def define_run() -> None:
   """The flags of a command that reads a trained run."""
   flags.DEFINE_string("workdir", None, "The folder of a trained run.")
+  flags.DEFINE_string("step", None, "Its checkpoint: a number, or best. None: the newest good one.")
   flags.DEFINE_string("mesh", None, "Devices for data, experts, model: 8x1x1. None: the run's own.")
+
+
+def step_of(asked: str | None) -> workdir.At | None:
+  """Which checkpoint a flag names; InputError where it is neither a number nor best."""
+  if asked is None or asked == "best":
+    return asked  # type: ignore[return-value]
+  if not asked.isdecimal():
+    raise config.InputError(f"step = {asked!r} must be a number, or best")
+  return int(asked)
 
 
 def mesh_of(folder: pathlib.Path, asked: str | None) -> config.Mesh:

@@ -25,7 +25,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli
-from iclm import axes, config, outputs, sharding, workdir
+from iclm import axes, config, outputs, sharding, step, workdir
 from iclm.audit import chips, pod
 from iclm.config import Config, InputError
 from iclm.nn import attention
@@ -39,12 +39,14 @@ def main(flag: flags.FlagValues) -> int:
   if flag.out:
     outputs.check_can_be_written(pathlib.Path(flag.out))
   c = config.from_config_dict(flag.config)
+  step.check_weights(c)
   attention.check_kernel(c.model, "tpu")
   chip, devices = chips.slice_of(flag.topology)
   check_mesh(c, flag.topology, len(devices))
   found = pod.abstract_step(c, sharding.make_mesh(c.mesh, devices))
   begun = time.monotonic()
-  told = pod.report(found, pod.compiled(found), chip)
+  trace = pod.traced(found)
+  told = pod.report(found, trace, pod.compiled(trace), chip)
   told |= {"topology": flag.topology, "compile_s": time.monotonic() - begun}
   show(told, chip)
   if not told["fits"]:
@@ -63,12 +65,15 @@ def check_mesh(c: Config, topology: str, n_devices: int) -> None:
   others = sizes[axes.EXPERT] * sizes[axes.MODEL]
   if math.prod(sizes.values()) == n_devices:
     return
-  nearest = f"config.mesh.data = {n_devices // others} fits it"
+  data, n_shares = n_devices // others, n_devices // sizes[axes.MODEL]
+  nearest = f"config.mesh.data = {data}"
   if n_devices % others:
-    nearest = f"config.mesh = {{'data': {n_devices}, 'expert': 1, 'model': 1}} fits it"
+    nearest, n_shares = f"config.mesh = {{'data': {n_devices}, 'expert': 1, 'model': 1}}", n_devices
+  if c.batch_size % (n_shares * c.accumulate):
+    nearest += f" with config.batch_size = {n_shares * c.accumulate}"
   raise InputError(
     f"config.mesh = {sizes} is {math.prod(sizes.values())} devices, but {topology} has "
-    f"{n_devices}; {nearest}"
+    f"{n_devices}; {nearest} fits it"
   )
 
 
@@ -80,7 +85,7 @@ def changes(c: Config) -> Iterator[tuple[dict[str, Any], Config]]:
   left out.
   """
   every: dict[str, Any] = {}
-  per_device = c.batch_size // (c.mesh.data * c.mesh.expert)
+  per_device = c.batch_size // c.mesh.shares
   more = {"none": ("light", "full"), "light": ("full",), "full": ()}[c.model.remat]
   single: list[dict[str, Any]] = [{"model.remat": kind} for kind in more]
   single += [{"accumulate": n} for n in (2 * c.accumulate, 4 * c.accumulate) if n <= per_device]
@@ -117,7 +122,7 @@ def search(c: Config, chip: chips.Chip, devices: list[Any], seconds: float) -> A
     found = pod.abstract_step(changed, sharding.make_mesh(changed.mesh, devices))
     if sum(pod.argument_bytes(found).values()) > chip.hbm_bytes:
       continue
-    if not isinstance(pod.compiled(found), pod.TooLarge):
+    if not isinstance(pod.compiled(pod.traced(found)), pod.TooLarge):
       return change
   return None
 
@@ -144,10 +149,11 @@ def show(told: dict[str, Any], chip: chips.Chip) -> None:
     for name, value in told["roofline_s"].items():
       table.add_row(f"least time: {name}", f"{1e3 * value:.1f} ms")
   cli.console().print(table)
-  off = counted["formula"] / counted["jaxpr"] - 1
-  if abs(off) > TOLERANCE:
-    print(f"the formula differs by {off:+.1%} from the count: it leaves the optimizer's products, "
-          "the router and the dependence out")  # fmt: skip
+  for by in ("jaxpr", "hlo"):
+    off = counted["formula"] / counted.get(by, counted["formula"]) - 1
+    if abs(off) > TOLERANCE:
+      print(f"the formula differs by {off:+.1%} from the count by {by}: it leaves the optimizer's "
+            "products, the router and the dependence out")  # fmt: skip
   if "unread" in told:
     print("it fits; what it sends and its least time are not known, since this release of JAX "
           f"cannot read the program of this chip: {told['unread']}")  # fmt: skip

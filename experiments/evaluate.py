@@ -1,6 +1,7 @@
-"""Evaluate a trained run on any jsonl or jsonl.gz.
+"""Evaluate a trained run on any jsonl or jsonl.gz, or on a split of a generated data set.
 
 python -m experiments.evaluate --workdir=runs/quickstart --data=FILE [--data=...] --out=OUT.json
+  [--data=mechanisms/default:iid_test]
   [--interventions [--seed_workdir=runs/other_seed ...]] [--independence] [--examine=2000]
 """
 
@@ -29,14 +30,16 @@ def main(flag: flags.FlagValues) -> int:
   outputs.check_can_be_written(out)
   sizes = cli.mesh_of(pathlib.Path(flag.workdir), flag.mesh)
   template = workdir.template_of(pathlib.Path(flag.workdir))
-  examples = {path: assemble.read(path, template) for path in flag.data}
-  run = workdir.load_run(pathlib.Path(flag.workdir), sizes)
+  data = workdir.config_of(pathlib.Path(flag.workdir)).data
+  examples = {name: list(assemble.named(name, template, data)) for name in flag.data}
+  run = workdir.load_run(pathlib.Path(flag.workdir), sizes, cli.step_of(flag.step))
   if flag.interventions or flag.independence:
     examination.check(run.config)  # Now, not after minutes of scoring.
   if flag.seed_workdir and not flag.interventions:
     raise InputError("--seed_workdir compares routes, which --interventions examines; give both")
-  others = [Subject(*other[:-1]) for other in seeds.load(run, flag.workdir, flag.seed_workdir)]
-  subject = Subject(*run[:-1])
+  others = seeds.load(run, flag.workdir, flag.seed_workdir, cli.step_of(flag.step))
+  others = [Subject(*other.parts) for other in others]
+  subject = Subject(*run.parts)
   sets, n_draws = [], run.config.evaluation.draws if flag.draws is None else flag.draws
   for path, found in examples.items():
     summary = accuracy.summarise(found, subject.score(found), run.config)
@@ -102,7 +105,9 @@ def _show(sets: list[dict]) -> None:
 
 if __name__ == "__main__":
   cli.define_run()
-  flags.DEFINE_multi_string("data", None, "A jsonl or jsonl.gz; may be given several times.")
+  flags.DEFINE_multi_string(
+    "data", None, "A jsonl, a jsonl.gz or BUILDER/CONFIG:SPLIT; several times."
+  )
   flags.DEFINE_multi_string("seed_workdir", [], "The same run of another seed; several times.")
   flags.DEFINE_string("out", None, "Where the JSON goes.")
   told = "Draws of the messages for the sampled accuracy; default: config.evaluation.draws."

@@ -23,7 +23,6 @@ from absl import flags
 from experiments import cli
 from iclm import axes, config, hf, outputs, workdir
 from iclm.config import InputError
-from iclm.generate import prompts
 from iclm.hf import whole
 
 MAX_BYTES = 4 * 2**30  # Of a file of an exported base.
@@ -43,7 +42,7 @@ def main(flag: flags.FlagValues) -> int:
   out, name = pathlib.Path(flag.out).expanduser(), flag.export or flag.put
   expert = None if name in (BASE, RUN) else _expert(name)
   folder = pathlib.Path(flag.workdir)
-  run, state = workdir.load_state(folder, cli.mesh_of(folder, flag.mesh))
+  run, state = workdir.load_state(folder, cli.mesh_of(folder, flag.mesh), cli.step_of(flag.step))
   if flag.put is not None:
     _put(flag, run, state, expert, out)
   elif name == RUN:
@@ -64,7 +63,7 @@ def _export(flag: flags.FlagValues, run: workdir.Run, expert, out: pathlib.Path)
       print(f"{out} names no base for peft to load it on; --export=base makes a folder of it")
     return
   # Few configs say how long an input may be; then it is as long as the run's own.
-  model = dataclasses.replace(c.model, context=c.model.context or prompts.limit(c))
+  model = dataclasses.replace(c.model, context=c.model.context or c.evaluation_len)
   hf.save_base(
     base,
     model,

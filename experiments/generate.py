@@ -3,7 +3,7 @@
 python -m experiments.generate --workdir=runs/quickstart --prompt=TEXT [--prompt=...]
   [--prompts=FILE] [--out=OUT.jsonl] [--max_tokens=64] [--stop=STRING ...]
   [--temperature=0.8 --top_k=40 --top_p=0.95 --seed=1] [--do_route=2] [--disable_expert=0 ...]
-  [--chat [--system=TEXT]]
+  [--chat [--system=TEXT]] [--context=4096]
 
 Without any prompt it reads one per line from the terminal, and answers as it speaks. A file holds a
 prompt per line, or is a jsonl of records, whose prompts may have several lines. The answer to a
@@ -11,10 +11,9 @@ prompt stands directly behind it, as in training. Under --chat a prompt is what 
 run's chat template makes the rest of it; messages of records are written by it always.
 """
 
-import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from absl import flags
 
@@ -36,10 +35,12 @@ def main(flag: flags.FlagValues) -> int:
   asked, options = _asked(flag, template, ask), _options(flag)
   if not asked and out is not None:
     raise InputError("--out takes the answers to --prompt or --prompts, and there is none")
-  run = workdir.load_run(pathlib.Path(flag.workdir), sizes)
+  run = workdir.load_run(pathlib.Path(flag.workdir), sizes, cli.step_of(flag.step))
+  if flag.context is not None:
+    run = run._replace(config=generate.with_context(run.config, flag.context))
   generate.check(options, run.config)
   size = generate.rows_of(run.mesh, min(len(asked) or 1, flag.batch_size))
-  generator = generate.Generator(*run[:-1], size)
+  generator = generate.Generator(*run.parts, size)
   if not asked:
     return _talk(generator, ask, options)
   if len(asked) == 1:
@@ -49,7 +50,7 @@ def main(flag: flags.FlagValues) -> int:
     for answer in answers:
       print(f"{_route(answer)}\n{answer.prompt}{answer.text}\n{_end(answer, options)}\n")
   if out is not None:
-    _write(out, (_record(answer, options) | {"step": run.step} for answer in answers))
+    outputs.write_jsonl(out, (_record(a, options) | {"step": run.step} for a in answers))
   return 0
 
 
@@ -182,13 +183,6 @@ def _record(answer: generate.Answer, options: generate.Options) -> dict:
   }
 
 
-def _write(path: pathlib.Path, lines: Iterable[dict]) -> None:
-  try:
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
-  except OSError as error:
-    raise InputError(f"cannot write {path}: {error.strerror}") from None
-
-
 if __name__ == "__main__":
   cli.define_run()
   flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
@@ -204,6 +198,8 @@ if __name__ == "__main__":
   flags.DEFINE_multi_integer("disable_expert", [], "One whose inputs re-route; several times.")
   flags.DEFINE_bool("chat", False, "Each prompt is what a user says to the run's chat template.")
   flags.DEFINE_string("system", "", "What the system says before, under --chat.")
+  told = "Tokens of a prompt and its answer; default: a row of the run's evaluation."
+  flags.DEFINE_integer("context", None, told)
   flags.DEFINE_integer("batch_size", 16, "The most prompts answered at once.", lower_bound=1)
   flags.mark_flags_as_required(["workdir"])
   cli.run(main)

@@ -24,7 +24,7 @@ from iclm.evals.subject import Subject
 
 NAME = "iclm"
 MAX_TOKENS = 256  # Of an answer, where a task does not say; as other models of the harness have it.
-ARGUMENTS = ("workdir", "end", "batch_size", "mesh")
+ARGUMENTS = ("workdir", "end", "batch_size", "max_length", "step", "mesh")
 STRIDE = 16  # Tokens between two looks at the answers.
 # What a task may say about generation, under each of its names; all else is an error.
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -40,6 +40,8 @@ class Harness(LM):
     end: bool = False,
     batch_size: int | str = "auto",
     max_batch_size: int | None = None,
+    max_length: int | None = None,
+    step: int | str | None = None,
     device: str | None = None,
     mesh: str | None = None,
     **unknown: Any,
@@ -53,8 +55,11 @@ class Harness(LM):
       batch_size: rows at once, rounded up to what the devices share evenly; "auto" takes that of
         the run's evaluation.
       max_batch_size: bounds nothing, since no batch grows.
+      max_length: tokens of a context and what follows it; a row of the run's evaluation where it is
+        not given.
       device: chooses nothing, since the harness asks for "cuda:0" where nobody did; JAX takes the
         devices that it has, and JAX_PLATFORMS chooses.
+      step: of the checkpoint, or "best"; the newest good one where it is not given.
       mesh: devices for data, experts and model, as 8x1x1; the run's own where it is not given.
 
     Raises:
@@ -67,20 +72,20 @@ class Harness(LM):
       raise InputError("model_args must name the folder of a run, as workdir=runs/acre")
     if not isinstance(end, bool):
       raise InputError(f"end = {end!r} must be True or False")
-    run = _load(workdir, mesh)
+    run = _load(workdir, mesh, step)
     c = run.config
     if c.experts.kind != "none" and c.router.kind == "oracle":
       raise InputError("config.router.kind = 'oracle' routes by domains, and a task names none")
     rows = _rows(batch_size, c.evaluation.batch_size)
     evaluation = dataclasses.replace(c.evaluation, batch_size=rows)
     data = dataclasses.replace(c.data, too_long="truncate_left")
-    self._config = dataclasses.replace(c, evaluation=evaluation, data=data)
-    self._end, self._tokenizer = end, run.tokenizer
-    args = self._config, run.model, run.params, run.tokenizer, run.mesh
-    self._subject, self._generator = (
-      Subject(*args),
-      generate.Generator(*args, self._config.evaluation_rows),
-    )
+    c = dataclasses.replace(c, evaluation=evaluation, data=data)
+    if max_length is not None:
+      c = generate.with_context(c, _whole("max_length", max_length))
+    self._config, self._end, self._tokenizer = c, end, run.tokenizer
+    parts = run._replace(config=c).parts
+    self._subject = Subject(*parts)
+    self._generator = generate.Generator(*parts, c.evaluation_rows)
 
   @property
   def tokenizer_name(self) -> str:
@@ -145,6 +150,7 @@ class Harness(LM):
     for i, request in enumerate(requests):
       alike[json.dumps(request.args[1], sort_keys=True)].append(i)
     bar = tqdm(total=len(requests), desc="answers", disable=disable_tqdm)
+    n_cut = 0
     for asked, indices in alike.items():
       options = options_of(json.loads(asked))
       texts = [requests[i].args[0] for i in indices]
@@ -152,9 +158,11 @@ class Harness(LM):
         if piece.answer is not None:
           i = indices[piece.index]
           found[i] = piece.answer.text
+          n_cut += piece.answer.n_cut > 0
           self.cache_hook.add_partial("generate_until", requests[i].args, found[i])
           bar.update()
     bar.close()
+    _tell_cut(n_cut, len(requests))
     return found
 
 
@@ -188,19 +196,22 @@ def options_of(asked: dict[str, Any]) -> generate.Options:
   )
 
 
-def _load(folder: str, mesh: str | None) -> workdir.Run:
-  path = pathlib.Path(str(folder))
-  return workdir.load_run(path, cli.mesh_of(path, mesh))
+def _load(folder: str, mesh: str | None, step: int | str | None) -> workdir.Run:
+  path, at = pathlib.Path(str(folder)), cli.step_of(None if step is None else str(step))
+  return workdir.load_run(path, cli.mesh_of(path, mesh), at)
 
 
 def _rows(batch_size: int | str, automatic: int) -> int:
   """The harness passes a number on as a string, and `auto:N` for one that it would search for."""
-  text = str(batch_size)
-  if text.startswith("auto"):
+  if str(batch_size).startswith("auto"):
     return automatic
-  if not text.isdecimal() or int(text) < 1:
-    raise InputError(f"batch_size = {batch_size!r} must be a whole number, at least 1, or 'auto'")
-  return int(text)
+  return _whole("batch_size", batch_size, " or 'auto'")
+
+
+def _whole(name: str, value: int | str, other: str = "") -> int:
+  if not str(value).isdecimal() or int(value) < 1:
+    raise InputError(f"{name} = {value!r} must be a whole number, at least 1{other}")
+  return int(value)
 
 
 def _watch(found: Iterator[Any], n: int, disable: bool) -> Iterator[Any]:

@@ -22,7 +22,7 @@ LOST = 4  # The exit code of a process that has lost another one.
 GRACE_S = 5
 # How a loss reads: in an error of JAX, and in the ValueError that a program over several processes
 # raises where it cannot be started.
-_WORDS = r"gloo|coordination|heartbeat|barrier|socket closed|connection (closed|reset)"
+_WORDS = r"gloo|coordination|heartbeat|(?<![-_])barrier|socket closed|connection (closed|reset)"
 _LOSS = re.compile(_WORDS, re.I)
 _LOSS_AT_START = re.compile(r"gloo \w+ failed|coordination service", re.I)
 _names = ["a process"]  # The last is that of this one; the handler of an abort has nothing else.

@@ -10,7 +10,6 @@ A set is tight where the upper end of the interval around that model's accuracy 
 The published sets are the control: there the same model has to be right far more often.
 """
 
-import json
 import pathlib
 import re
 from collections.abc import Iterable
@@ -64,7 +63,7 @@ def _measure(
   paths = []
   for split, n in sizes.items():
     paths.append(folder / f"{split}_{flag.seed}_{n}.jsonl")
-    _write(paths[-1], records(configuration, task, split, flag.seed, n))
+    outputs.write_jsonl(paths[-1], records(configuration, task, split, flag.seed, n))
   c = _config(flag.steps, flag.seed, *paths, SEQ_LEN[configuration])
   result = baselines.fit(c, folder, f"{configuration} {task}")
   (found,) = result.sets.values()
@@ -98,10 +97,6 @@ def records(
       "group": e.group,
       "id": e.id,
     }
-
-
-def _write(path: pathlib.Path, found: Iterable[dict[str, Any]]) -> None:
-  outputs.write_text(path, "".join(json.dumps(record) + "\n" for record in found))
 
 
 def _config(

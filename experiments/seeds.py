@@ -11,8 +11,13 @@ from iclm.config import InputError
 FREE = (*workdir.FREE, ("seed",), ("checkpoint", "init_from"), ("study",), ("log_every",))
 
 
-def load(run: workdir.Run, folder: str, others: Sequence[str]) -> list[workdir.Run]:
+def load(
+  run: workdir.Run, folder: str, others: Sequence[str], at: workdir.At | None
+) -> list[workdir.Run]:
   """The runs of other seeds, on the mesh of the first.
+
+  Args:
+    at: the checkpoint of each; see `workdir.load_state`.
 
   Raises:
     InputError: one of them is no run, a run of another config, or of a seed that is there already.
@@ -20,7 +25,7 @@ def load(run: workdir.Run, folder: str, others: Sequence[str]) -> list[workdir.R
   found, mine = [], config.to_dict(run.config)
   whose = {run.config.seed: folder}
   for name in others:
-    other = workdir.load_run(pathlib.Path(name), run.config.mesh)
+    other = workdir.load_run(pathlib.Path(name), run.config.mesh, at)
     differs = config.difference(config.to_dict(other.config), mine, FREE)
     if differs is not None:
       raise InputError(f"--seed_workdir={name} is no other seed of {folder}: {differs} here")

@@ -16,7 +16,7 @@ from iclm.evals.subject import Subject
 
 def report(c: Config, folder: pathlib.Path, result: train.Result) -> None:
   """Runs what the study asks for, prints one table each, and adds it all to results.json."""
-  with workdir.alone(folder):
+  with workdir.locked(folder):
     _report(c, folder, result)
 
 
@@ -40,7 +40,7 @@ def _forced(c: Config, result: train.Result) -> dict[str, float]:
   """Accuracy per set when every input is served by the expert next to its own."""
   next_E = jnp.roll(jnp.arange(c.experts.count), -1)
   do = compose.Intervention(swap_E=next_E)
-  subject = Subject(*result.run[:-1])
+  subject = Subject(*result.run.parts)
   sets = {name: assemble.examples(s, c.data) for name, s in c.evaluation.sets.items()}
   return {name: float(subject.score(found, do).correct_N.mean()) for name, found in sets.items()}
 

@@ -1,7 +1,7 @@
 """Run every system of a sweep with every seed, some at a time, and gather one table.
 
   python -m experiments.sweep --sweep=configs/sweeps/mechanisms.py --workdir=runs/sweep --jobs=2
-    [--systems=dense,iclm] [--override=KEY=VALUE ...]
+    [--systems=dense,iclm] [--seeds=0,1] [--override=KEY=VALUE ...]
 
 A run is `experiments.train` in a folder of its own, WORKDIR/SYSTEM/SEED. Where the sweep names a
 key to tune, every system first tries the same values of it, in WORKDIR/tuning. The same command
@@ -31,14 +31,18 @@ from iclm.config import InputError
 def main(flag: flags.FlagValues) -> int:
   folder = pathlib.Path(flag.workdir)
   sweep = _load(pathlib.Path(flag.sweep))
-  jobs = jobs_of(sweep, folder, flag.override, flag.systems)
-  plan(folder, jobs)
-  bases, jobs = _split(jobs, sweep.base)
+  seeds, tunes = _seeds(sweep, flag.seeds), tuning.is_needed(sweep, flag.override)
+  every = jobs_of(sweep, folder, flag.override, flag.systems)
+  plan(folder, [job for job in every if job.seed in seeds])
+  bases, jobs = _split(every, sweep.base)
+  jobs = [job for job in jobs if job.seed in seeds]
+  # Whichever seeds are asked for, rates are chosen with the first.
+  bases = [job for job in bases if job.seed in seeds or (tunes and job.seed == sweep.seeds[0])]
   with Children() as children:
     launch = lambda jobs: [] if children.stopped else run(jobs, flag.jobs, flag.tries, children)
     dead = launch(bases) if bases else []
     jobs = _startable(jobs, bases)
-    if tuning.is_needed(sweep, flag.override):
+    if tunes:
       tried = tuning.tried(sweep, [job.system for job in jobs])
       _, of_tried = _split(jobs_of(sweep, folder, flag.override, tried), sweep.base)
       trials = tuning.trials_of(sweep, _startable(of_tried, bases), folder)
@@ -68,6 +72,15 @@ def _load(path: pathlib.Path) -> Any:
   if not hasattr(module, "get_sweep"):
     raise InputError(f"{path} has no get_sweep()")
   return module.get_sweep()
+
+
+def _seeds(sweep: Any, asked: Sequence[str]) -> set[int]:
+  """Those of the sweep that are asked for; none asks for all."""
+  known = {str(seed): seed for seed in sweep.seeds}
+  for text in asked:
+    if text not in known:
+      raise InputError(f"--seeds={','.join(asked)}: the sweep's are {', '.join(known)}")
+  return {known[text] for text in asked or known}
 
 
 def jobs_of(
@@ -158,6 +171,7 @@ if __name__ == "__main__":
     "tries", 2, "How often a run is started before it counts as dead.", lower_bound=1
   )
   flags.DEFINE_list("systems", [], "Names of the systems to run; all of them if not given.")
+  flags.DEFINE_list("seeds", [], "Seeds to run; those of the sweep if not given.")
   flags.DEFINE_multi_string("override", [], "key=value for every run, such as steps=100.")
   flags.mark_flags_as_required(["sweep", "workdir"])
   cli.run(main)

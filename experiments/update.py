@@ -1,7 +1,6 @@
 """A partial update and its price: one expert alone, beside all of a plain base and a dense LoRA."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -84,7 +83,7 @@ def run(
   shifted = shifts.examples(c, "train", max((s.examples, *s.curve)))
   write(data, shifted)
   write(data.with_name(KEPT), _kept(c))
-  ours = Subject(*trained[:-1])
+  ours = Subject(*trained.parts)
   expert = int(np.bincount(ours.score(shifted[: s.examples]).index_N).argmax())
   sets = _sets(c, ours, expert)
   models = _models(c, folder, trained, plain, expert)
@@ -92,7 +91,7 @@ def run(
   for name, m in models.items():
     where = data.parent / m.title
     after = retrain(m, data, s.examples, where)
-    subject = Subject(*after[:-1])
+    subject = Subject(*after.parts)
     right[name] = subject.score(sets["shifted"]).correct_N
     compared[name] = _compare(m.before, after, subject, sets)
     spent = cost.of_metrics(files.read_metrics(where))
@@ -188,7 +187,7 @@ def _at(models: dict[str, _Model], data, n: int, sets) -> dict[str, Any]:
   """What each model comes to on n examples: its accuracy on every set."""
   found = {}
   for name, m in models.items():
-    after = Subject(*retrain(m, data, n, data.parent / "curve" / str(n) / m.title)[:-1])
+    after = Subject(*retrain(m, data, n, data.parent / "curve" / str(n) / m.title).parts)
     found[name] = {key: float(after.score(of).correct_N.mean()) for key, of in sets.items()}
   return found
 
@@ -201,7 +200,7 @@ def _compare(
   Args:
     second: the model of `after`.
   """
-  first = Subject(*before[:-1])
+  first = Subject(*before.parts)
   prints = [locality.fingerprints(run.params) for run in (before, after)]
   # What only the run after has is new: it moved if the optimizer was told to move it.
   held = {g for g in after.params if g in prints[1].keys() - prints[0].keys() and g != axes.DOMAIN}
@@ -255,8 +254,7 @@ def _recovery(right: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
 def write(path: pathlib.Path, examples: Sequence[Example]) -> None:
   """Examples as a jsonl."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  lines = (json.dumps(dataclasses.asdict(e)) + "\n" for e in examples)
-  outputs.write_text(path, "".join(lines))
+  outputs.write_jsonl(path, map(dataclasses.asdict, examples))
 
 
 def show(console, c: Config, update: dict[str, Any]) -> None:

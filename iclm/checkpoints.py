@@ -52,15 +52,14 @@ class Checkpoints:
   Args:
     directory: made at the first save.
     keep: how many of the newest steps stay, at least 1.
-    best: how many of the best steps by metric stay besides them.
-    maximize: whether a higher metric is better.
+    best: how many of the steps with the highest metrics stay besides them.
   """
 
-  def __init__(self, directory: str | os.PathLike, *, keep: int, best: int, maximize: bool):
+  def __init__(self, directory: str | os.PathLike, *, keep: int, best: int):
     if keep < 1 or best < 0:
       raise InputError(f"checkpoint.keep = {keep} must be >= 1 and checkpoint.best = {best} >= 0")
     self._directory = pathlib.Path(directory).absolute()
-    self._keep, self._best, self._sign = keep, best, 1 if maximize else -1
+    self._keep, self._best = keep, best
     # Synchronously, because orbax waits for minutes on a directory that could not be made.
     options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
     self._orbax = ocp.AsyncCheckpointer(_handler(), async_options=options)
@@ -143,7 +142,7 @@ class Checkpoints:
     return None
 
   def best_step(self) -> int | None:
-    """The step with the best metric (of equals the newest); None where no step has one."""
+    """The step with the highest metric (of equals the newest); None where no step has one."""
     ranked = self._ranked(self.steps())
     return ranked[-1] if ranked else None
 
@@ -232,7 +231,7 @@ class Checkpoints:
       except ValueError:
         continue  # A bad manifest is no claim to a place among the best.
     has = [step for step in metrics if metrics[step] is not None]
-    return sorted(has, key=lambda step: (self._sign * metrics[step], step))
+    return sorted(has, key=lambda step: (metrics[step], step))
 
   def _names(self) -> set[int]:
     """Steps of which there is anything, complete or not."""

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from iclm import axes
 from iclm.config import Config
-from iclm.nn import block, lora, picked
+from iclm.nn import block, gathered, lora
 
 # Noise of a fresh message: sigma = exp(-2), well below the unit scale of its mean.
 LOG_SIGMA_INIT = -2.0
@@ -77,7 +77,7 @@ def make(config: Config, n_layers: int) -> Expert:
     of = lambda part, pick: jax.tree.map(
       lambda *each: pick(each, index_N), *(stack[part] for stack in stacks)
     )
-    message = {} if kind == "none" else {"message": of("message", picked.pick)}
+    message = {} if kind == "none" else {"message": of("message", gathered.pick)}
     return {"adapter": of("adapter", pick)} | message
 
   def apply(params, run, key):
@@ -131,7 +131,7 @@ def _lora(config: Config, n_layers: int):
       found["key"] = jax.random.split(key, n_layers)
     return found
 
-  return init, picked.pick, layers
+  return init, gathered.pick, layers
 
 
 def _full(config: Config, n_layers: int):
@@ -155,10 +155,10 @@ def _full(config: Config, n_layers: int):
       stacks, index_N = own["delta"]
       of_layer = tuple(jnp.moveaxis(x, 1, 0) for x in stacks)
       index_LN = jnp.broadcast_to(index_N, (len(of_layer[0]), *index_N.shape))
-      found[name] = picked.Picked(of_layer, index_LN)
+      found[name] = gathered.Gathered(of_layer, index_LN)
     return found
 
-  return init, picked.Picked, layers
+  return init, gathered.Gathered, layers
 
 
 def _mixed(x_BTD: Array, w: Array, weights_BTE: Array | None) -> Array:

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -18,6 +19,11 @@ VISIBLE_S = 60  # A network file system may show what another host wrote this la
 def write_json(path: pathlib.Path, value: Any) -> None:
   """See `write_text`."""
   write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_jsonl(path: pathlib.Path, records: Iterable[Any]) -> None:
+  """One line of JSON for each record; see `write_text`."""
+  write_text(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records))
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -50,6 +56,9 @@ def wait_for(path: pathlib.Path) -> None:
 def _write(path: pathlib.Path, text: str) -> None:
   beside = path.parent / f".{path.name}.{os.getpid()}"
   try:
+    if path.exists() and not path.is_file():  # A terminal, say, is nothing to be replaced.
+      path.write_text(text, "utf-8")
+      return
     beside.write_text(text, "utf-8")
     os.replace(beside, path)
   except OSError as error:

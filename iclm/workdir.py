@@ -21,7 +21,7 @@ import pathlib
 import platform
 import subprocess
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +31,14 @@ from iclm import compose, config, optim, outputs, processes, sharding, step
 from iclm.checkpoints import Checkpoints
 from iclm.config import Config, InputError
 from iclm.data import chat
+from iclm.data import tokenizer as tokenizers
 from iclm.data.tokenizer import Tokenizer
 
 # Where a run may go on with other values: they change how it runs, not what comes out.
 FREE = (("mesh",), ("fsdp",), ("data", "dir"))
 CONFIG, TOKENIZER, CHAT, RESULTS = "config.json", "tokenizer.json", "chat.json", "results.json"
 CHECKPOINTS, PARAMS = "checkpoints", "params"
+At = int | Literal["best"]  # Which checkpoint.
 LOCK = ".lock"  # Held by whoever trains here.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 
@@ -50,6 +52,11 @@ class Run(NamedTuple):
   tokenizer: Tokenizer
   mesh: Mesh
   step: int
+
+  @property
+  def parts(self) -> tuple[Config, compose.Model, Any, Tokenizer, Mesh]:
+    """All but the step, in the order in which `Subject` and `Generator` take it."""
+    return self.config, self.model, self.params, self.tokenizer, self.mesh
 
 
 def is_exported(workdir: pathlib.Path) -> bool:
@@ -74,7 +81,7 @@ def claim(workdir: pathlib.Path, c: Config) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(f"cannot make the workdir {workdir}: {error.strerror}") from None
-  with alone(workdir):
+  with locked(workdir):
     path, mine = workdir / CONFIG, config.to_dict(c)
     if processes.of_first(path.exists()):  # Asked before any process writes it.
       found = config.difference(_read_json(path), mine, FREE)
@@ -93,7 +100,7 @@ def claim(workdir: pathlib.Path, c: Config) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(workdir: pathlib.Path) -> Iterator[None]:
+def locked(workdir: pathlib.Path) -> Iterator[None]:
   """Holds the folder's lock; the system frees it with the process, however that ends.
 
   One process of a run holds it for all of them.
@@ -143,43 +150,46 @@ def config_of(workdir: pathlib.Path) -> Config:
   return config.from_config_dict(_read_json(workdir / CONFIG))
 
 
-def load_run(workdir: pathlib.Path, sizes: config.Mesh | None = None) -> Run:
+def load_run(workdir: pathlib.Path, sizes: config.Mesh | None = None, at: At | None = None) -> Run:
   """See `load_state`."""
-  return load_state(workdir, sizes)[0]
+  return load_state(workdir, sizes, at)[0]
 
 
 def load_state(
-  workdir: pathlib.Path, sizes: config.Mesh | None = None
+  workdir: pathlib.Path, sizes: config.Mesh | None = None, at: At | None = None
 ) -> tuple[Run, step.TrainState | None]:
-  """The newest good checkpoint of a run, with its own config and tokenizer.
+  """A checkpoint of a run, with its own config and tokenizer.
 
   Args:
     sizes: the mesh to load it onto, which becomes that of its config; None takes the run's own.
+    at: its step, or "best" for that of the highest accuracy on `evaluation.best`; None takes the
+      newest good one.
 
   Returns:
     The run, and the state to go on from; None where the run was exported.
 
   Raises:
-    InputError: there is no run, or none of its checkpoints is good.
+    InputError: there is no run, or none of its checkpoints is good, or not that one.
   """
   c = config_of(workdir)
   c = dataclasses.replace(c, mesh=sizes or c.mesh)
   mesh = sharding.make_mesh(c.mesh)
   with checkpoints(workdir, c) as saves:
-    newest = saves.newest()
-    if newest is None:
+    if (found := saves.newest() if at is None else at) is None:
       raise InputError(f"{workdir} holds no complete checkpoint yet; train it first")
-    told = saves.read_meta(newest)
+    if found == "best" and (found := saves.best_step()) is None:
+      raise InputError(f"no checkpoint of {workdir} has an accuracy to be the best by")
+    told = saves.read_meta(found)
     tokenizer = tokenizer_of(told)
     model = compose.build(c, tokenizer.vocab_size, mesh)
     wanted = step.abstract_state(c, model, optim.from_config(c), mesh)
     if is_exported(workdir):
       narrow = lambda x: jax.ShapeDtypeStruct(x.shape, told["dtype"], sharding=x.sharding)
-      restored = saves.restore(jax.tree.map(narrow, wanted.params), newest)
+      restored = saves.restore(jax.tree.map(narrow, wanted.params), found)
       assert restored is not None
       state, params = None, jax.tree.map(lambda x: x.astype(jnp.float32), restored.state)
     else:
-      restored = saves.restore(wanted, newest)
+      restored = saves.restore(wanted, found)
       assert restored is not None
       state, params = restored.state, restored.state.params
   compose.check_finite(c, params)
@@ -221,7 +231,17 @@ def kept_tokenizer(workdir: pathlib.Path, template: chat.Template | None) -> Tok
       "config.data.chat_template holds another template than it did when the run in "
       f"{workdir} began; choose another --workdir"
     )
-  return Tokenizer.from_json((workdir / TOKENIZER).read_text("utf-8")).under(template)
+  return tokenizers.load(workdir / TOKENIZER).under(template)
+
+
+def results_of(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """What a complete run came to; None in all processes where process 0 finds nothing whole."""
+  try:
+    found = json.loads((workdir / RESULTS).read_text("utf-8"))
+  except (OSError, ValueError):
+    found = None
+  whole = isinstance(found, dict) and found.keys() >= {"sets", "train_s", "provenance"}
+  return found if processes.of_first(whole) else None
 
 
 def template_of(workdir: pathlib.Path) -> chat.Template | None:
@@ -233,7 +253,7 @@ def template_of(workdir: pathlib.Path) -> chat.Template | None:
 def checkpoints(workdir: pathlib.Path, c: Config) -> Checkpoints:
   """The checkpoints of a run; use it as a context. The metric is an accuracy."""
   name, keep = PARAMS if is_exported(workdir) else CHECKPOINTS, c.checkpoint
-  return Checkpoints(workdir / name, keep=keep.keep, best=keep.best, maximize=True)
+  return Checkpoints(workdir / name, keep=keep.keep, best=keep.best)
 
 
 def provenance(c: Config) -> dict[str, Any]:

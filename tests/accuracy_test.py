@@ -23,7 +23,7 @@ def scorer_of(likely: dict[int, float], hit: set[int], index: int = 0):
     logp = np.vectorize(lambda t: likely.get(int(t), -1.0))(targets)
     hits = np.vectorize(lambda t: int(t) in hit)(targets)
     n = len(targets)
-    return step.Scores(
+    return step.PositionScores(
       logp, hits, np.stack([logp, -logp]), np.stack([hits, ~hits]),
       np.full((2, *targets.shape), 0.5), np.full(n, index), np.ones(n),
     )  # fmt: skip
@@ -54,7 +54,7 @@ def test_choices_are_compared_by_likelihood(tok):
   assert scores.exact_N.tolist() == [True, False]
   # Each answer is its token and the end token: 0.2 + 1 and 3 + 1 nats.
   np.testing.assert_allclose(scores.nll_N, [1.2, 4.0])
-  assert scores.alone_SN.tolist() == [[True, False], [False, True]]  # The second says the contrary.
+  assert scores.alone_AN.tolist() == [[True, False], [False, True]]  # The second says the contrary.
   assert summary["accuracy"] == 0.5 and math.isclose(summary["nll_nats"], 2.6)
   assert summary["by_group"] == {"g": {"n": 1, "accuracy": 1.0}, "h": {"n": 1, "accuracy": 0.0}}
   assert summary["by_domain"] == {"d": {"n": 2, "accuracy": 0.5}}

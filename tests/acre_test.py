@@ -77,7 +77,7 @@ def test_answers_of_every_split_follow_from_the_views(split):
       for e in acre.examples("symbolic", split, 3, index, n_questions, lesson):
         _, views, query = world.parse(e.prompt)
         assert int(e.answer) == entailed(views, query)
-        assert e.group == acre.group_of(e.prompt)
+        assert e.group == acre.label(e.prompt)[1]
 
 
 @pytest.mark.parametrize("form", world.WORDINGS)
@@ -100,7 +100,7 @@ def test_query_types_of_iid_train_have_the_published_shares():
     ("potential", "1"): 26.52,
   }
   prompts = real("symbolic", "IID/train")
-  counts = collections.Counter((acre.group_of(prompt), answer) for prompt, answer in prompts)
+  counts = collections.Counter((acre.label(prompt)[1], answer) for prompt, answer in prompts)
   shares = {key: round(100 * n / counts.total(), 2) for key, n in counts.items()}
   assert shares == pytest.approx(expected, abs=0.011)
 
@@ -249,8 +249,9 @@ def test_foreign_prompts_are_nobodys():
   assert acre.label(good)[0] == "acre_symbolic"
   head = world.WORDINGS["symbolic"].head
   for prompt in ("", "[3] -> ", head, f"{head}[3] -> ", f"{head}[48] -> 2\n[3] -> ", good + "2"):
-    expected = "potential" if prompt == f"{head}[3] -> " else None  # No views: nothing is known.
-    assert acre.group_of(prompt) == expected
+    # No views: nothing is known.
+    expected = ("acre_symbolic", "potential") if prompt == f"{head}[3] -> " else None
+    assert acre.label(prompt) == expected
 
 
 @pytest.mark.parametrize(

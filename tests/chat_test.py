@@ -104,7 +104,7 @@ def test_records_are_written_by_the_template_and_the_answer_alone_counts(folders
   assert one.prompt == made.chat.render(ASKED) and other.prompt == "<|turn|>x"
   assert [e.prompt for e in assemble.read(str(path), None)] == ["hi", "<|turn|>x"]
   packed = {"seq_len": 60, "question": "none", "loss": "answer", "too_long": "error"}
-  row = rows.pack([one], made, **packed)
+  [row] = rows.pack_all([[one]], made, **packed)
   n = len(made.encode(one.prompt))
   said = [*made.encode("yes"), made.eos_id]
   counted_T = row.loss_mask_T > 0
@@ -235,7 +235,8 @@ def asked(folder, *prompt, **changes):
   given = {
     "workdir": str(folder), "prompt": list(prompt), "prompts": None, "out": None, "max_tokens": 3,
     "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0, "stop": [], "do_route": None,
-    "disable_expert": [], "batch_size": 4, "chat": True, "system": "", "mesh": None,
+    "disable_expert": [], "batch_size": 4, "chat": True, "system": "", "mesh": None, "step": None,
+    "context": None,
   }  # fmt: skip
   return command.main(types.SimpleNamespace(**given | changes))
 

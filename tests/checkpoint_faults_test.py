@@ -74,7 +74,7 @@ def test_death_at_any_file_operation_leaves_a_good_checkpoint(tmp_path, monkeypa
 LOOP = """
   import sys, jax.numpy as jnp
   from iclm.checkpoints import Checkpoints
-  with Checkpoints(sys.argv[1], keep=1, best=1, maximize=True) as c:
+  with Checkpoints(sys.argv[1], keep=1, best=1) as c:
     for step in range(1, 100_000):
       c.save(step, {"x": jnp.full((300, 1000), step), "step": step}, {"step": step}, -step)
       print(step, flush=True)
@@ -103,7 +103,7 @@ FULL = """
   from iclm.checkpoints import Checkpoints
   from iclm.config import InputError
   state = {"x": np.random.default_rng(0).random(100_000)}
-  with Checkpoints(sys.argv[1], keep=1, best=0, maximize=True) as c:
+  with Checkpoints(sys.argv[1], keep=1, best=0) as c:
     c.save(1, {"x": np.zeros(3)}, {}, None)
     c.wait()
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))

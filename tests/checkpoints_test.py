@@ -45,8 +45,8 @@ def assert_same(left, right):
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def opened(directory, keep=2, best=0, maximize=True):
-  return Checkpoints(directory, keep=keep, best=best, maximize=maximize)
+def opened(directory, keep=2, best=0):
+  return Checkpoints(directory, keep=keep, best=best)
 
 
 def filled(directory, steps=(1, 2), **kwargs):
@@ -111,11 +111,10 @@ def test_newest_and_best_are_kept(tmp_path):
     assert c.steps() == [1, 3, 6, 7]
     assert c.best_step() == 3
   assert sorted(os.listdir(tmp_path)) == ["1", "3", "6", "7"]
-  with opened(tmp_path, keep=1, best=1, maximize=False) as c:
-    assert c.best_step() == 7
+  with opened(tmp_path, keep=1, best=1) as c:
     c.save(8, state_of(8), {}, 0.3)
     c.wait()
-    assert c.steps() == [7, 8]
+    assert c.best_step() == 3 and c.steps() == [3, 8]
 
 
 def test_the_step_just_saved_is_never_the_one_to_go(tmp_path):
@@ -213,7 +212,7 @@ MESHES = """
   state = {"x": jax.device_put(x, NamedSharding(line, P("data"))),
            "y": jax.device_put(y.astype(np.float32), NamedSharding(line, P()))}
   one = SingleDeviceSharding(devices[3])
-  with Checkpoints(sys.argv[1], keep=1, best=0, maximize=True) as c:
+  with Checkpoints(sys.argv[1], keep=1, best=0) as c:
     c.save(1, state, {}, None)
     c.wait()
     for sharding in (NamedSharding(grid, P("expert", "data")), NamedSharding(grid, P()), one):

@@ -21,11 +21,11 @@ from iclm.config import InputError
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def asked(folder, out, *paths, draws=0, examined=False, others=(), mesh=None):
+def asked(folder, out, *paths, draws=0, examined=False, others=(), mesh=None, step=None):
   flag = types.SimpleNamespace(workdir=str(folder), data=list(map(str, paths)), out=str(out))
   flag.draws, flag.examine, flag.seed_workdir = draws, 50, list(map(str, others))
   flag.interventions = flag.independence = examined
-  flag.mesh = mesh
+  flag.mesh, flag.step = mesh, step
   return evaluate.main(flag)
 
 

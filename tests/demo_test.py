@@ -31,7 +31,7 @@ def test_it_answers_as_well_as_it_says():
   told = json.loads((DEMO / workdir.RESULTS).read_text())["sets"]["iid_test"]["exact_match"]
   run, task = workdir.load_run(DEMO), mechanisms.TASKS["default"]
   examples = [mechanisms.example(task, "iid_test", 0, i) for i in range(48)]
-  answers = generate.Generator(*run[:-1], 16)([e.prompt for e in examples], GREEDY)
+  answers = generate.Generator(*run.parts, 16)([e.prompt for e in examples], GREEDY)
   assert {a.expert for a in answers} == set(range(run.config.experts.count))
   right = np.mean([a.text == e.answer for a, e in zip(answers, examples, strict=True)])
   assert abs(right - told) < 0.2  # Nearly three standard errors of 48 answers.

@@ -25,6 +25,8 @@ def commands(page: pathlib.Path) -> list[list[str]]:
   """The words of every command of ours in a block of code, its lines joined."""
   text = "\n".join(BLOCK.findall(page.read_text())).replace("\\\n", " ")
   asked = [line for line in text.splitlines() if line.lstrip().startswith("python -m ")]
+  prose = BLOCK.sub("", page.read_text()).replace("\n", " ")
+  asked += re.findall(r"`(python -m [^`]+)`", prose)
   return [shlex.split(line, comments=True) for line in asked]
 
 
@@ -49,5 +51,17 @@ def test_commands_have_their_module_and_flags(page):
     source = pathlib.Path(module.origin).read_text()
     own = words[: words.index("--")] if "--" in words else words
     for flag in re.findall(r"^--(\w+)", "\n".join(own[3:]), re.MULTILINE):
-      known = f'"{flag}"' in source or flag in ("config", "workdir")
+      known = f'"{flag}"' in source or flag in ("config", "workdir", "step", "mesh")
       assert known or "lm_eval" in words[2], (words[2], flag)
+    required = re.search(r"mark_flags_as_required\(\[(.*?)\]\)", source)
+    for flag in re.findall(r'"(\w+)"', required[1] if required else ""):
+      assert any(word.startswith(f"--{flag}") for word in own), (words, flag)
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(capsys, monkeypatch):
+  [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+  monkeypatch.chdir(ROOT)
+  exec(block, {})
+  *_, found, forced = capsys.readouterr().out.split()
+  assert float(found) < float(forced)  # Every input of another surface pays for the wrong expert.

@@ -13,7 +13,6 @@ from train_test import data, small_config  # noqa: F401, fixtures.
 from experiments import expert as command
 from iclm import config, hf, train, workdir
 from iclm.config import InputError
-from iclm.generate import prompts
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def trained(tmp_path_factory, data):  # noqa: F811
 
 def told(folder, **given):
   every = {"export": None, "merged": False, "dtype": "float32", "put": None, "adapter": None}
-  every |= {"workdir": str(folder), "mesh": None}
+  every |= {"workdir": str(folder), "mesh": None, "step": None}
   return command.main(types.SimpleNamespace(**every | given))
 
 
@@ -74,7 +73,7 @@ def test_bases_and_merged_ones_are_folders_of_transformers(trained, tmp_path):
     told(trained, export=name, out=str(tmp_path / name), **given)
     assert hf.is_folder(tmp_path / name) and hf.load_tokenizer(tmp_path / name) == run.tokenizer
     # Its config does not say for how long an input its base is made.
-    assert hf.read_model(tmp_path / name)["context"] == prompts.limit(run.config)
+    assert hf.read_model(tmp_path / name)["context"] == run.config.evaluation_len
   assert not run.config.model.context
   model = dataclasses.replace(run.config.model, vocab_size=run.params["base"]["embedding"].shape[0])
   base = hf.load_base(tmp_path / "base", model, run.mesh, fsdp=False)

@@ -58,7 +58,7 @@ def test_the_outputs_are_the_runs_own_bitwise_in_float32(trained, exported, data
   told(exported, export="run", dtype="bfloat16", out=str(tmp_path / "again"))
   examples = assemble.read(str(data), None)[:8]
   run, float32, bfloat16, again = (
-    np.concatenate(list(Subject(*workdir.load_run(folder)[:-1]).logits(examples)))
+    np.concatenate(list(Subject(*workdir.load_run(folder).parts).logits(examples)))
     for folder in (trained, tmp_path / "out", exported, tmp_path / "again")
   )
   same(float32, run)
@@ -73,7 +73,7 @@ def test_commands_read_it_as_any_run(exported, data, tmp_path):  # noqa: F811
   assert json.loads(answers.read_text())["step"] == 2
   given = {
     "workdir": str(exported), "data": [str(data)], "out": str(scores), "draws": 0, "examine": 8,
-    "interventions": False, "independence": False, "seed_workdir": [], "mesh": None,
+    "interventions": False, "independence": False, "seed_workdir": [], "mesh": None, "step": None,
   }  # fmt: skip
   assert evaluate.main(types.SimpleNamespace(**given)) == 0
   assert json.loads(scores.read_text())["sets"][0]["n"] == 60

@@ -9,7 +9,7 @@ from conftest import build, fresh, jitted, make_batch, tiny
 from experiments import baselines
 from iclm import axes, compose, losses
 from iclm.config import InputError
-from iclm.nn import picked
+from iclm.nn import gathered
 
 EVERY = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -26,15 +26,15 @@ def nll(model, params, batch):
 def test_rows_pick_from_stacks_behind_each_other_by_hand():
   stacks = jnp.array([[1.0]]), jnp.array([[2.0], [3.0]])
   index_N = jnp.array([2, -1, 0, 1, 2, 3])
-  np.testing.assert_array_equal(picked.pick(stacks, index_N)[:, 0], [3, 0, 1, 2, 3, 0])
+  np.testing.assert_array_equal(gathered.pick(stacks, index_N)[:, 0], [3, 0, 1, 2, 3, 0])
   # Each row's gradient goes where it picked, and to nobody else.
   weight_N = jnp.array([1.0, 10, 100, 1000, 10_000, 100_000])
-  grads = jax.grad(lambda s: (picked.pick(s, index_N)[:, 0] * weight_N).sum())(stacks)
+  grads = jax.grad(lambda s: (gathered.pick(s, index_N)[:, 0] * weight_N).sum())(stacks)
   np.testing.assert_array_equal(grads[0], [[100]])
   np.testing.assert_array_equal(grads[1], [[1000], [10_001]])
   # What nobody picks is not felt.
   poisoned = stacks[0], stacks[1].at[0].set(jnp.nan)
-  found = picked.pick(poisoned, jnp.array([0, 2, -1]))
+  found = gathered.pick(poisoned, jnp.array([0, 2, -1]))
   np.testing.assert_array_equal(found[:, 0], [1, 3, 0])
 
 
@@ -42,7 +42,7 @@ def test_a_product_of_picked_rows_is_that_of_each_alone():
   rng = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   x_NTD, w_DF, stack = draw(3, 5, 4), draw(4, 6), draw(2, 4, 6)
-  found = picked.product(x_NTD, w_DF, picked.Picked((stack,), jnp.array([1, -1, 0])))
+  found = gathered.product(x_NTD, w_DF, gathered.Gathered((stack,), jnp.array([1, -1, 0])))
   expected = [x_NTD[0] @ (w_DF + stack[1]), x_NTD[1] @ w_DF, x_NTD[2] @ (w_DF + stack[0])]
   np.testing.assert_allclose(found, jnp.stack(expected), atol=1e-5)
 

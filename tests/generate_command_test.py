@@ -20,7 +20,8 @@ def asked(folder, *prompt, **changes):
   given = {
     "workdir": str(folder), "prompt": list(prompt), "prompts": None, "out": None, "max_tokens": 5,
     "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0, "stop": [], "do_route": None,
-    "disable_expert": [], "batch_size": 4, "chat": False, "system": "", "mesh": None,
+    "disable_expert": [], "batch_size": 4, "chat": False, "system": "", "mesh": None, "step": None,
+    "context": None,
   }  # fmt: skip
   return command.main(types.SimpleNamespace(**given | changes))
 
@@ -76,7 +77,7 @@ def test_on_a_terminal_it_answers_line_by_line(whole, capsys, monkeypatch):  # n
   ("prompt", "changes", "told"),
   [
     ("", {}, "is empty"),
-    ("x " * 400, {}, "the context of this model is"),
+    ("x " * 400, {}, "the context of this run is"),
     (ASKED, {"do_route": 2}, r"no expert 2; experts are 0\.\.1"),
     (ASKED, {"disable_expert": [0, 1]}, "all 2 experts are disabled"),
     (ASKED, {"do_route": 0, "disable_expert": [0]}, "expert 0 is to run, and disabled"),

@@ -222,6 +222,33 @@ def test_text_is_shown_only_when_it_is_certain():
   assert speech.stopped and len(speech.tokens) == 4
 
 
+def test_a_special_token_that_a_stop_string_spells_is_met_by_its_id():
+  speech = generate.Speech(tok(), ("<bos>",))
+  ids = [*tok().encode("a"), tok().bos_id, *tok().encode(" b")]
+  assert speech.hear(ids, last=True) == "a" and speech.stopped
+  assert speech.tokens == ids[:-1]
+
+
+def test_an_answer_ends_at_other_end_tokens_too(made):
+  [whole] = made(["d"], max_tokens=6, route=0)
+  ends = dataclasses.replace(tok(), ends=(whole.tokens[1],))
+  made.generator._tokenizer, before = ends, made.generator._tokenizer
+  try:
+    [answer] = made(["d"], max_tokens=6, route=0)
+  finally:
+    made.generator._tokenizer = before
+  assert answer.finish == "end" and answer.tokens[-1] in ends.end_ids
+  assert answer.tokens == whole.tokens[: len(answer.tokens)] and len(answer.tokens) <= 2
+
+
+def test_a_context_may_be_longer_than_that_of_the_run():
+  c = config(data__seq_len=16, model__context=64)
+  assert generate.with_context(c, 64).evaluation_len == 64 and c.evaluation_len == 16
+  for n in (0, 65):
+    with pytest.raises(InputError, match=rf"a context of {n} tokens .* 1\.\.64, which the base"):
+      generate.with_context(c, n)
+
+
 def test_what_is_streamed_is_the_answer(made):
   for changes in ({}, WARM, {"stop": ("a", "b")}):
     whole = made(PROMPTS, **changes)

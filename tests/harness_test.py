@@ -122,7 +122,7 @@ def test_answers_are_those_of_generate(whole, model):  # noqa: F811
     requests((texts[0], asked), (texts[1], other), (texts[1], asked)), disable_tqdm=True
   )
   loaded = workdir.load_run(whole[0])
-  generator = generate.Generator(*loaded[:-1], 2)
+  generator = generate.Generator(*loaded.parts, 2)
   options = harness.options_of(asked)
   assert options.temperature == 0 and options.stop == (".",) and options.max_tokens == 6
   first, second = generator(texts, options)

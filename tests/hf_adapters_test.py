@@ -150,13 +150,16 @@ Q_A = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
   ("told", "tensors", "sentence"),
   [
     ({"peft_type": "IA3"}, None, r"peft_type = 'IA3' is not supported; only 'LORA' is"),
-    ({"use_dora": True}, None, r"use_dora = True is not supported; leave it out"),
+    ({"use_dora": True}, None, r"use_dora = True is not supported; an expert cannot"),
     ({"bias": "all"}, None, r"bias = 'all' is not supported; only 'none' is"),
     ({"modules_to_save": ["lm_head"]}, None, r"modules_to_save = \['lm_head'\] is not supported"),
-    ({"alpha_pattern": {"q": 2}}, None, r"alpha_pattern = "),
+    ({"alpha_pattern": [2]}, None, r"alpha_pattern = \[2\] must map names of modules to numbers"),
+    ({"alpha_pattern": {"q_proj": 0}}, None, r"q_proj = 0 must be a positive finite number"),
+    ({"rank_pattern": {"q_(": 2}}, None, r"rank_pattern has 'q_\(', no expression"),
+    ({"rank_pattern": {"q_proj": 2}}, None, r"has shape \[3, 16\] .* \[2, 16\]"),
     ({"init_lora_weights": "pissa"}, None, r"init_lora_weights = 'pissa' is not supported; only"),
     ({"fan_in_fan_out": True}, None, r"fan_in_fan_out = True"),
-    ({"r": 9}, None, r"r = 9 is more than config\.experts\.rank = 4; a run with config"),
+    ({"r": 9}, None, r"rank 9 of .*_proj is more than config\.experts\.rank = 4; a run"),
     ({"r": 0}, None, r"r = 0 must be a positive whole number"),
     ({"r": 3.0}, None, r"r = 3\.0 must be a positive whole number"),
     ({"lora_alpha": True}, None, r"lora_alpha = True must be a positive finite number"),
@@ -188,6 +191,26 @@ def test_what_cannot_be_represented_is_refused_by_name(told, tensors, sentence, 
   with pytest.raises(InputError, match=sentence):
     hash_ = "4" * 64 if sentence.startswith("is for another") else None
     hf.load_adapter(edited(tmp_path, told, tensors), c, hf.adapter_of(c, params, 0), hash_)
+
+
+def test_ranks_and_alphas_may_differ_by_module(tmp_path):
+  c, _, params = start()
+  old = hf.adapter_of(c, params, 0)
+  golden = json.loads((GOLDEN / PEFT / adapters.CONFIG).read_text())
+  # The first expression that matches the end of a name counts: q twice as strong, v as it was.
+  alpha = {"self_attn.q_proj": 2 * golden["lora_alpha"], "[qv]_proj": golden["lora_alpha"]}
+  plain = hf.load_adapter(GOLDEN / PEFT, c, old, None).layers
+  found = hf.load_adapter(edited(tmp_path, {"alpha_pattern": alpha}), c, old, None).layers
+  for name, factor in (("q", 2), ("v", 1), ("up", 1)):
+    np.testing.assert_array_equal(found[name]["a"], plain[name]["a"])
+    np.testing.assert_allclose(found[name]["b"], factor * plain[name]["b"], rtol=1e-6)
+  # One column less in q, whose product is then divided by the root of 2 and not by that of 3.
+  first = lambda key, x: x[:2] if "lora_A" in key else x[:, :2].copy()
+  less = lambda t: t | {key: first(key, x) for key, x in t.items() if "q_proj" in key}
+  told = {"rank_pattern": {"q_proj": 2}}
+  cut = hf.load_adapter(edited(tmp_path / "cut", told, less), c, old, None).layers["q"]
+  np.testing.assert_allclose(cut["b"][:, :2], 1.5**0.5 * plain["q"]["b"][:, :2], rtol=1e-6)
+  assert not cut["b"][:, 2:].any()
 
 
 @pytest.mark.parametrize(

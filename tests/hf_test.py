@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from conftest import on_eight_devices, tiny
 from hf_families import FAMILIES, GOLDEN, expected
 from safetensors.numpy import load_file
 
 from iclm import config, hf, sharding
+from iclm.config import InputError
 from iclm.data import tokenizer
 from iclm.hf import description
 from iclm.nn import attention, block, rope, transformer
@@ -106,7 +108,12 @@ def test_the_tokenizer_goes_along(tmp_path):
   model, params = load(GOLDEN / "llama")
   made = tokenizer.train(["one two"], 259, tokenizer.WORDS)
   hf.save_base(params, model, tmp_path / "out", dtype="float32", max_bytes=10**9, tokenizer=made)
-  assert tokenizer.load(tmp_path / "out" / "tokenizer.json") == made
+  got = hf.load_tokenizer(tmp_path / "out")
+  assert (got.bos_id, got.eos_id, got.pad_id) == (made.bos_id, made.eos_id, made.pad_id)
+  assert got.encode("one two") == made.encode("one two")
+  # Served elsewhere, a text begins as our rows do.
+  served = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+  assert served.encode("one two").ids == [made.bos_id, *made.encode("one two")]
   about = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
   assert (about["bos_token"], about["eos_token"], about["pad_token"]) == ("<bos>", "<eos>", "<pad>")
   assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 2
@@ -119,6 +126,7 @@ def test_the_tokenizer_goes_along(tmp_path):
     ({"eos_token": "<bos>"}, {"eos_token_id": 0}, "<bos>", "<bos>"),
     ({"eos_token": {"content": "<pad>"}, "bos_token": None}, {"bos_token_id": 0}, "<pad>", None),
     ({"eos_token": None}, {"eos_token_id": [1, 2], "bos_token_id": 0}, "<bos>", "<pad>"),
+    ({"bos_token": "<bos>", "add_bos_token": False}, {"bos_token_id": 1}, "<eos>", None),
   ],
 )
 def test_a_folder_names_its_special_tokens(about, model, eos, bos, tmp_path):
@@ -132,8 +140,40 @@ def test_a_folder_names_its_special_tokens(about, model, eos, bos, tmp_path):
   # And goes out with what was named.
   base, params = load(GOLDEN / "llama")
   hf.save_base(params, base, tmp_path / "out", dtype="float32", max_bytes=10**9, tokenizer=got)
-  assert hf.load_tokenizer(tmp_path / "out") == got
-  assert (tmp_path / "out" / "tokenizer.json").read_text() == made.to_json()
+  again = hf.load_tokenizer(tmp_path / "out")
+  assert (again.end_ids, again.bos_id, again.pad_id) == (got.end_ids, got.bos_id, got.pad_id)
+  told = json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"]
+  assert told == (list(got.end_ids) if len(got.end_ids) > 1 else got.eos_id)
+
+
+def test_a_folder_that_adds_no_bos_goes_out_so(tmp_path):
+  made = tokenizer.train(["one two"], 259, tokenizer.WORDS)
+  backend = tokenizers.Tokenizer.from_str(made.json)
+  backend.post_processor = tokenizers.processors.TemplateProcessing(
+    single=["<bos>", "$A"], special_tokens=[("<bos>", 1)]
+  )
+  backend.save(str(tmp_path / "tokenizer.json"))
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
+  got = hf.load_tokenizer(tmp_path)
+  assert got.bos_id is None and tokenizer.load(tmp_path / "tokenizer.json").bos_id == 1
+  model, params = load(GOLDEN / "llama")
+  hf.save_base(params, model, tmp_path / "out", dtype="float32", max_bytes=10**9, tokenizer=got)
+  served = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+  assert served.encode("one two").ids == got.encode("one two")
+
+
+def test_an_answer_ends_at_every_id_that_a_folder_names(tmp_path):
+  made = tokenizer.train(["one two"], 259, tokenizer.WORDS)
+  (tmp_path / "tokenizer.json").write_text(made.to_json())
+  (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 2}))
+  assert hf.load_tokenizer(tmp_path).end_ids == (2,)
+  # What generation goes by has the last word.
+  (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2, 1]}))
+  got = hf.load_tokenizer(tmp_path)
+  assert got.end_ids == (2, 1) and tokenizer.Tokenizer.from_json(got.to_json()) == got
+  (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, "2"]}))
+  with pytest.raises(InputError, match=r"generation_config.json: eos_token_id = .* must be an id"):
+    hf.load_tokenizer(tmp_path)
 
 
 def test_llama3_slows_the_slow_pairs_by_hand():

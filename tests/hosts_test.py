@@ -12,6 +12,7 @@ import sys
 import time
 import types
 
+import jax
 import numpy as np
 import pytest
 from conftest import QUICK
@@ -203,6 +204,13 @@ def test_a_loss_is_told_wherever_it_is_met(end):
   both[1].communicate(timeout=100)
   assert both[0].returncode == hosts.LOST, said
   assert re.search(LOST, said) and "Traceback" not in said
+
+
+def test_a_barrier_of_xla_is_no_loss():
+  made = jax.errors.JaxRuntimeError
+  assert not hosts.is_loss(made("RESOURCE_EXHAUSTED: Out of memory at %opt-barrier.12"))
+  assert not hosts.is_loss(ValueError("a barrier"))
+  assert hosts.is_loss(made("DEADLINE_EXCEEDED: Barrier timed out. Id: end"))
 
 
 def given(**changes):

@@ -71,7 +71,7 @@ def test_what_greedy_decoding_says_is_greedy_and_another_text_is_not(asked):
   for context, answer in zip(["a b c", "cat sat on"], said, strict=True):
     piece = asked.encode(context, "a")
     own = dataclasses.replace(piece, continuation=answer.tokens)
-    other = dataclasses.replace(piece, continuation=[*answer.tokens[:-1], answer.tokens[-1] ^ 1])
+    other = dataclasses.replace(piece, continuation=[*answer.tokens.parts, answer.tokens[-1] ^ 1])
     (_, yes), (_, no) = asked([own, other])
     assert yes and not no
 
@@ -101,7 +101,7 @@ def test_a_long_context_loses_its_first_tokens_and_a_continuation_none(asked):
   # A last line that is too long by itself is cut too.
   (cut,) = asked([asked.encode("a\n" + "c" * 60, "q")])
   assert np.isfinite(cut.nats)
-  with pytest.raises(InputError, match=r"has 41 tokens, and the context of this model is 40"):
+  with pytest.raises(InputError, match=r"has 41 tokens, and the context of this run is 40"):
     asked.encode("a", "c" * 41)
   with pytest.raises(InputError, match="a continuation is empty"):
     asked.encode("a", "")
@@ -147,4 +147,4 @@ def test_a_scorer_without_streams_alone_has_none(asked):
   scorer = accuracy.make_scorer(m.config, m.model, alone=False)
   row = rows.lay_out(rows.Prompts([1], [[6]], True), [[7]], tok(), 16, "answer", "error", "x")
   batch = jax.tree.map(jnp.asarray, pipeline.fill([row], [-1], 4, tok()))
-  assert scorer(m.placed, batch, None, compose.NOTHING).alone_logp_SBT.shape[0] == 0
+  assert scorer(m.placed, batch, None, compose.NOTHING).alone_logp_ABT.shape[0] == 0

@@ -153,7 +153,7 @@ def test_truncated_rows_are_counted():
   # bos c <i> \n q <answer>: 6 tokens up to i = 9, 8 from 10 on; at most 6 fit.
   source = pipeline.mixture([FINITE[6:14]], [1.0], 0, [False])
   reader = loader(source, seq_len=6, too_long="truncate_left")
-  assert reader.n_truncated(0) == 4
+  assert sum(row.n_cut > 0 for row in reader._pack(reader._groups(0))) == 4
   with pytest.raises(InputError, match=r"d10: the row needs 8 tokens and seq_len is 6"):
     loader(source, seq_len=6).batch(0)
 
@@ -254,7 +254,9 @@ def test_choices_of_an_example_stand_behind_the_same_text_though_it_is_cut():
 def test_training_rows_and_evaluation_rows_are_the_same_rows():
   group = [example("x\nq", "a"), example("x\nr", "b")]
   (only,) = evaluate(group, batch_size=1)
-  row = rows.pack(group, BYTES, seq_len=16, question="last_line", loss="answer", too_long="error")
+  [row] = rows.pack_all(
+    [group], BYTES, seq_len=16, question="last_line", loss="answer", too_long="error"
+  )
   assert_equal([leaf[0] for leaf in only.batch[:6]], row[:6])
 
 

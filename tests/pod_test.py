@@ -40,7 +40,7 @@ for sizes, fsdp in (((8, 1, 1), 0), ((2, 4, 1), 0), ((2, 2, 2), 0), ((8, 1, 1), 
   s = pod.abstract_step(c, sharding.make_mesh(c.mesh))
   matrices = [x.shape for x in jax.tree.leaves(s.state.params["base"]) if x.ndim > 1]
   matrices += [shape[1:] for shape in matrices if len(shape) == 3]
-  program = hlo.parse(pod.compiled(s).as_text())
+  program = hlo.parse(pod.compiled(pod.traced(s)).as_text())
   gathers = {form(dims) for _, dims in collectives.gathered(program)}
   found.append(sorted(gathers & set(map(form, matrices))))
 print(json.dumps(found))
@@ -95,8 +95,30 @@ def test_the_formula_of_a_step_is_what_its_jaxpr_counts(change):
   c = sizes.get_config("S")
   c.update_from_flattened_dict(change)
   c = config.from_config_dict(c)
-  counted = pod.flops_per_device(pod.abstract_step(c, sharding.make_mesh(c.mesh)))
+  found = pod.abstract_step(c, sharding.make_mesh(c.mesh))
+  counted = pod.flops_per_device(found, pod.traced(found))
   assert counted["formula"] == pytest.approx(counted["jaxpr"], rel=0.02)
+
+
+def test_what_stands_still_is_no_trained_weight():
+  def bytes_of(**changes):
+    c = sizes.get_config("S")
+    c.update_from_flattened_dict(changes)
+    c = config.from_config_dict(c)
+    found = pod.argument_bytes(pod.abstract_step(c, sharding.make_mesh(c.mesh)))
+    return found["weights, trained"], found["weights, frozen"]
+
+  whole = {"trains.base": True, "model.trunk_layers": 2}
+  (every, none), (upper, lower) = bytes_of(**whole), bytes_of(**whole, **{"trains.lower": False})
+  # Two of four layers and the embedding; a norm is 256 numbers.
+  layer = 4 * 256**2 + 3 * 256 * 688 + 2 * 256
+  assert none == 0 and lower == 4 * (2 * layer + 512 * 256) and upper + lower == every
+  (four, _), (one, still) = bytes_of(), bytes_of(**{"trains.only_experts": (0,)})
+  # Of four experts one moves.
+  c = config.from_config_dict(sizes.get_config("S"))
+  domain = pod.abstract_step(c, sharding.make_mesh(c.mesh)).state.params["domain"]
+  size = sum(4 * x.size for x in jax.tree.leaves(domain))
+  assert four - one == size * (c.experts.count - 1) // c.experts.count and still >= four - one
 
 
 def test_seven_billion_parameters_by_hand():
@@ -170,7 +192,9 @@ def test_bad_input_is_told_before_anything_is_compiled(monkeypatch, tmp_path):
 def test_a_mesh_must_be_all_of_its_slice():
   c = tiny(mesh__data=4, experts__count=4, mesh__expert=2)
   command.check_mesh(c, "v5e:2x4", 8)
-  with pytest.raises(InputError, match=r"8 devices, but v5e:4x4 has 16; .*\.data = 8 fits"):
+  with pytest.raises(
+    InputError, match=r"8 devices, but v5e:4x4 has 16; .*\.data = 8 with .*\.batch_size = \d+ fits"
+  ):
     command.check_mesh(c, "v5e:4x4", 16)
   with pytest.raises(InputError, match="'data': 9, 'expert': 1"):
     command.check_mesh(c, "v5e:3x3", 9)
@@ -193,6 +217,7 @@ def test_the_search_names_the_first_change_that_fits(monkeypatch):
   )
   fits = lambda s: None if s.config.accumulate == 4 else pod.TooLarge("no", None)
   monkeypatch.setattr(pod, "compiled", fits)
+  monkeypatch.setattr(pod, "traced", lambda s: s)
   monkeypatch.setattr(pod, "abstract_step", lambda c, mesh: types.SimpleNamespace(config=c))
   monkeypatch.setattr(pod, "argument_bytes", lambda s: {"weights": 1})
   monkeypatch.setattr(sharding, "make_mesh", lambda sizes, devices: None)
@@ -226,7 +251,8 @@ def test_a_program_that_cannot_be_read_leaves_its_bytes(capsys):
       raise jax.errors.JaxRuntimeError("INTERNAL: async-update instruction\nmore")
 
   c, chip = tiny(), chips.CHIPS["v6e"]
-  told = pod.report(pod.abstract_step(c, sharding.make_mesh(c.mesh)), Unread, chip)
+  found = pod.abstract_step(c, sharding.make_mesh(c.mesh))
+  told = pod.report(found, pod.traced(found), Unread, chip)
   assert told["unread"] == "INTERNAL: async-update instruction" and told["fits"]
   assert set(told["flops"]) == {"formula", "jaxpr"} and told["bytes"]["weights, trained"] > 0
   command.show(told, chip)

@@ -11,7 +11,7 @@ from train_test import data, fit, small_config  # noqa: F401, fixtures.
 
 from iclm import config, manifest, sharding
 from iclm.config import InputError
-from iclm.data import assemble, kept
+from iclm.data import assemble, prompt_cache
 from iclm.train import prompts
 
 READS = {"combine": "logits", "router.reads": "base", "trains.base": False, "steps": 8}
@@ -59,7 +59,7 @@ def test_a_run_learns_the_same_with_it(tmp_path, data, run):  # noqa: F811
   assert array_ND.shape == (60, 16) and array_ND.dtype == np.float32
   # Each row of the file is that of the source, by the run's own model on a batch of it.
   c = result.run.config
-  rows = kept.Rows(assemble.sources(c)["mechanisms"], array_ND)
+  rows = prompt_cache.Rows(assemble.sources(c)["mechanisms"], array_ND)
   loader = assemble.loader(c, rows, result.run.tokenizer, *sharding.share(result.run.mesh))
   batch = sharding.put_batch(loader.batch(3), result.run.mesh)
   np.testing.assert_array_equal(batch.read_BD, array_ND[12:16])

@@ -170,6 +170,14 @@ def test_a_page_names_each_domains_expert(tmp_path):
   assert "b none" in page and "0.0021 nats" in page and "(ratio is undefined)" in page
 
 
+def test_a_page_says_why_there_is_no_independence(tmp_path):
+  more = EXAMINED | {"independence": [], "probes": {}, "independence_notes": ["it says nothing"]}
+  (tmp_path / "out.json").write_text(json.dumps(more))
+  page = report.render(write(tmp_path), tmp_path / "out.json")
+  parsed(page)
+  assert "<h2>Independence" in page and "it says nothing." in page and "estimator</th>" not in page
+
+
 def test_what_a_run_lacks_the_page_lacks(tmp_path):
   plain = SET | {"routes": {}, "rate_nats": {}}
   results = {key: RESULTS[key] for key in ("train_s", "provenance")} | {"sets": {"test": plain}}

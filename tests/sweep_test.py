@@ -220,6 +220,21 @@ def test_every_system_is_tuned_with_the_same_values(tmp_path, capsys):
     tuning.is_needed(spec, [])
 
 
+def test_some_of_the_seeds_are_run_and_rates_chosen_with_the_first(tmp_path, monkeypatch):
+  spec = SWEEP.copy_and_resolve_references()
+  spec.tuning = {"key": "lr", "tries": (1, 2, 3), "like": {}}
+  monkeypatch.setattr(sweep, "_load", lambda path: spec)
+  monkeypatch.setattr(sweep, "Job", Tried)
+  flag = types.SimpleNamespace(
+    sweep="", workdir=str(tmp_path), jobs=2, tries=1, override=[], systems=[], seeds=["1"]
+  )
+  assert sweep.main(flag) == 0
+  there = lambda: sorted(str(p.parent.relative_to(tmp_path)) for p in tmp_path.glob("[ab]/*/done"))
+  assert there() == ["a/0", "a/1", "b/0", "b/1"]  # Seed 0 is taken over from its trial.
+  assert json.loads((tmp_path / "tuning.json").read_text())["chosen"] == {"a": 2, "b": 3}
+  assert json.loads((tmp_path / sweep.PLAN).read_text())["seeds"] == [1]
+
+
 class Slow(running.Job):
   """Waits until it is told to end."""
 
@@ -253,7 +268,13 @@ def test_a_sweep_from_end_to_end_and_its_page(data, tmp_path, capsys):  # noqa: 
   (tmp_path / "s.py").write_text(FROM_BASE.format(**told))
   folder = tmp_path / "sweep"
   flag = types.SimpleNamespace(
-    sweep=str(tmp_path / "s.py"), workdir=str(folder), override=[], systems=[], jobs=1, tries=1
+    sweep=str(tmp_path / "s.py"),
+    workdir=str(folder),
+    override=[],
+    systems=[],
+    seeds=[],
+    jobs=1,
+    tries=1,
   )
   assert sweep.main(flag) == 0, capsys.readouterr().out
   base, iclm = (workdir.load_run(folder / name / "0") for name in ("base", "iclm"))
@@ -308,19 +329,24 @@ def test_what_is_wrong_with_a_sweep_is_said(tmp_path):
     nested.systems = {"a": (), other: (("steps", 2),)}
     with pytest.raises(InputError, match=r"system .* is no name of a folder"):
       sweep.jobs_of(nested, tmp_path, [], [])
+  assert sweep._seeds(SWEEP, ["1"]) == {1} and sweep._seeds(SWEEP, []) == {0, 1}
+  with pytest.raises(InputError, match="--seeds=0,2: the sweep's are 0, 1"):
+    sweep._seeds(SWEEP, ["0", "2"])
   with pytest.raises(InputError, match="must be key=value"):
     sweep.jobs_of(SWEEP, tmp_path, ["steps"], [])
   with pytest.raises(InputError, match=r"no sweep configs/sweeps/mechanism\.py.*mechanisms\.py"):
     sweep._load(pathlib.Path("configs/sweeps/mechanism.py"))
 
 
-@pytest.mark.parametrize(("name", "argument"), [("mechanisms", ()), ("frozen_base", ("experts",))])
-def test_every_system_of_the_repos_sweeps_is_a_config(name, argument):
-  found = sweep._load(pathlib.Path(f"configs/sweeps/{name}.py"))
-  assert not tuning.is_needed(found, [f"{found.tuning.key}=1"])
+@pytest.mark.parametrize("name", sorted(p.stem for p in ROOT.glob("configs/sweeps/[a-z]*.py")))
+def test_every_system_of_the_repos_sweeps_is_a_config(name):
+  found = sweep._load(ROOT / "configs" / "sweeps" / f"{name}.py")
+  assert not found.tuning or not tuning.is_needed(found, [f"{found.tuning.key}=1"])
   assert set(found.baselines) < set(found.systems)
+  file, *argument = found.config.split(":")
+  assert (ROOT / file).is_file()
   for changes in found.systems.values():
-    c = importlib.import_module(f"configs.{name}").get_config(*argument)
+    c = importlib.import_module(f"configs.{pathlib.Path(file).stem}").get_config(*argument)
     c.update_from_flattened_dict(dict(changes))
     sets = config.from_config_dict(c).evaluation.sets
     assert {found.chosen_on, *found.out_of_distribution} <= set(sets)

@@ -213,7 +213,7 @@ def test_a_row_spells_prompt_and_answer_without_a_space_between():
   made, example = leading(False), records.Example("ab\nx:", "ab", (), "d", "g", "0")
   given = {"seq_len": 16, "loss": "answer", "too_long": "error"}
   for question in ("none", "last_line"):
-    row = rows.pack([example], made, question=question, **given)
+    [row] = rows.pack_all([[example]], made, question=question, **given)
     assert made.decode(row.tokens_T[row.segment_T > 0]) == "ab\nx:ab"
     assert row.targets_T[row.loss_mask_T > 0].tolist() == [made.encode("cab")[-1], made.eos_id]
 
@@ -225,5 +225,15 @@ def test_files_that_are_no_tokenizer(tmp_path):
   (tmp_path / "tokenizer.json").write_bytes(b"\xff")
   with pytest.raises(InputError, match="cannot be read as text"):
     tokenizer_lib.load(tmp_path / "tokenizer.json")
+  # What a run keeps, cut short or without a part.
+  for broken in (
+    '{"named": {"pad": 0}, "json": "{tru',
+    '{"named": {}}',
+    '{"named": 3, "json": ""}',
+    '{"named": {"ends": 3}, "json": ""}',
+  ):
+    (tmp_path / "tokenizer.json").write_text(broken)
+    with pytest.raises(InputError, match="is no tokenizer that a run keeps"):
+      tokenizer_lib.load(tmp_path / "tokenizer.json")
   with pytest.raises(InputError, match=r"the nearest there is tokenizer.json"):
     tokenizer_lib.load(tmp_path / "tokeniser.json")

@@ -262,3 +262,19 @@ def test_sigterm_saves_and_exits_resumable(data, tmp_path, whole, compiled):
   output = process.communicate(timeout=300)[0]
   assert process.returncode == 0, output
   assert_equal(folder, whole)
+
+
+def test_a_complete_run_keeps_what_it_came_to(whole, data, tmp_path):
+  folder = shutil.copytree(whole[0], tmp_path / "run")
+  path = folder / "results.json"
+  kept = json.loads(path.read_text()) | {"train_s": 123.0}
+  path.write_text(json.dumps(kept))
+  again = fit(folder, data)
+  assert again.sets == kept["sets"] and again.train_s == 123.0
+  assert json.loads(path.read_text()) == kept
+  for broken in ("{", "[]", '{"sets": {}}'):
+    path.write_text(broken)
+    assert workdir.results_of(folder) is None
+  # Then it is told anew, to the same figures.
+  assert fit(folder, data).sets == kept["sets"]
+  assert json.loads(path.read_text())["sets"] == kept["sets"]

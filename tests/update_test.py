@@ -89,7 +89,7 @@ def test_a_study_sets_the_plain_base_and_an_update_beside_the_run(studied):
 
 def test_the_certificate_goes_by_routes_and_not_by_surfaces(studied):
   _, result = studied
-  c, ours = result.run.config, Subject(*result.run[:-1])
+  c, ours = result.run.config, Subject(*result.run.parts)
   every = [e for of in c.evaluation.sets.values() for e in assemble.examples(of, c.data)]
   sets = update._sets(c, ours, 2)
   assert sets["others"] == sets["elsewhere"] == [e for e in every if e.domain != "digits"]
@@ -124,7 +124,7 @@ def test_a_fresh_dense_lora_is_its_plain_base(studied):
     mechanisms.TASKS["default"], "digits", "reverse", "rotate", "test", 0, 8
   )
   fresh = Subject(baselines.dense_lora(c), made, params, base.tokenizer, base.mesh)
-  for x, y in zip(fresh.logits(examples), Subject(*base[:-1]).logits(examples), strict=True):
+  for x, y in zip(fresh.logits(examples), Subject(*base.parts).logits(examples), strict=True):
     np.testing.assert_array_equal(x, y)
 
 

@@ -29,7 +29,7 @@ def test_two_cannot_train_in_one_folder(tmp_path):
       workdir.claim(folder, tiny()).__enter__()
     with workdir.claim(tmp_path / "other", tiny()):
       pass
-  with workdir.alone(folder):
+  with workdir.locked(folder):
     pass
 
 
@@ -38,7 +38,7 @@ def test_a_killed_holder_leaves_no_lock(tmp_path):
   code = f"""
 import pathlib, time
 from iclm import workdir
-with workdir.alone(pathlib.Path({str(tmp_path)!r})):
+with workdir.locked(pathlib.Path({str(tmp_path)!r})):
   pathlib.Path({str(held)!r}).touch()
   time.sleep(600)
 """
@@ -48,11 +48,11 @@ with workdir.alone(pathlib.Path({str(tmp_path)!r})):
       assert child.poll() is None
       time.sleep(0.05)
     with pytest.raises(InputError, match="another process"):
-      workdir.alone(tmp_path).__enter__()
+      workdir.locked(tmp_path).__enter__()
   finally:
     child.kill()
     child.wait()
-  with workdir.alone(tmp_path):
+  with workdir.locked(tmp_path):
     pass
 
 

@@ -11,4 +11,5 @@ from configs.sweeps import acre_comp
 
 
 def get_sweep() -> config_dict.ConfigDict:
-  return acre_comp.sweep_of("sys")
+  out = ("symbolic_sys_test", "text_sys_test")
+  return acre_comp.few_systems("configs/acre.py:sys", 13_000, out, "symbolic_sys_train")

@@ -1,6 +1,7 @@
 """What each part of the model does where the experts are needed: on a base frozen half-trained.
 
-  python -m experiments.sweep --sweep=configs/sweeps/frozen_base.py --workdir=runs/frozen --jobs=2
+  python -m experiments.sweep --sweep=configs/sweeps/frozen_base.py --workdir=runs/frozen_study \
+    --jobs=2
 
 Every seed has a base of its own, from which all systems of that seed start. Each run takes about
 two minutes of one core.

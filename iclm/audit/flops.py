@@ -20,10 +20,11 @@ def of(function: Callable, *args: Any) -> float:
   Raises:
     ValueError: a loop whose trips the shapes do not tell.
   """
-  return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+  return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _of_jaxpr(jaxpr: Any) -> float:
+def of_jaxpr(jaxpr: Any) -> float:
+  """See `of`."""
   return sum(_of_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -33,7 +34,7 @@ def _of_equation(equation: Any) -> float:
     return _product(equation)
   if name.startswith("dot_product_attention"):
     return _attention(equation)
-  inner = [_of_jaxpr(j) for j in map(_open, _jaxprs(params))]
+  inner = [of_jaxpr(j) for j in map(_open, _jaxprs(params))]
   if name == "cond":
     return max(inner)
   if name == "while" and sum(inner) > 0:

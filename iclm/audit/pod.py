@@ -1,6 +1,5 @@
 """What a train step would take on a slice of a TPU, compiled for it on a machine without one."""
 
-import functools
 import math
 import re
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from iclm import compose, optim, sharding, step
+from iclm import axes, compose, optim, sharding, step
 from iclm.audit import collectives, flops, formula, hlo, work
 from iclm.audit.chips import Chip
 from iclm.config import Config
@@ -53,10 +52,14 @@ def abstract_step(c: Config, mesh: Mesh) -> Step:
   return Step(c, mesh, model, tx, state, batch, key)
 
 
-def compiled(s: Step) -> Any:
+def traced(s: Step) -> Any:
+  """The step as JAX sees it, which `compiled` and `report` take."""
+  return step.make_train_step(s.config, s.model, s.tx, s.mesh).trace(s.state, s.batch, s.key)
+
+
+def compiled(trace: Any) -> Any:
   """The compiled step, or `TooLarge` where the compiler finds no room for it on the device."""
-  advance = step.make_train_step(s.config, s.model, s.tx, s.mesh)
-  lowered = advance.lower(s.state, s.batch, s.key)
+  lowered = trace.lower()
   try:
     return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -73,31 +76,46 @@ def too_large(message: str) -> TooLarge:
 
 
 def argument_bytes(s: Step) -> dict[str, int]:
-  """Bytes on each device of what goes into a step, by class, without the padding of its layout."""
-  moves = lambda part: getattr(s.config.trains, part)
-  params = s.state.params
-  trained = [part for name, part in params.items() if moves(name)]
-  frozen = [part for name, part in params.items() if not moves(name)]
+  """Bytes on each device of what goes into a step, by class, without the padding of its layout.
+
+  Of the domain experts, where only some train, each device counts its share of those.
+  """
+  every = _on_device(s.state.params)
+  trained = sum(_trained_bytes(s.config, name, part) for name, part in s.state.params.items())
   rest = s.state._replace(params=None, opt_state=None)
   return {
-    "weights, trained": _on_device(trained),
-    "weights, frozen": _on_device(frozen),
+    "weights, trained": trained,
+    "weights, frozen": every - trained,
     "optimizer": _on_device(s.state.opt_state),
     "batch": _on_device(s.batch),
     "other state": _on_device(rest),
   }
 
 
-def flops_per_device(s: Step) -> dict[str, float]:
+def _trained_bytes(c: Config, name: str, part: Any) -> int:
+  """Of a group of parameters, as `optim.from_config` moves them."""
+  if not getattr(c.trains, name):
+    return 0
+  if name == "base" and not c.trains.lower:
+    part = {key: inner for key, inner in part.items() if key not in optim.LOWER}
+  if name == axes.DOMAIN and c.trains.only_experts:
+    return _on_device(part) * len(set(c.trains.only_experts)) // c.experts.count
+  return _on_device(part)
+
+
+def flops_per_device(s: Step, trace: Any) -> dict[str, float]:
   """Operations of a step over the number of devices, by formula and as its jaxpr counts them."""
-  advance = functools.partial(step.train_step, config=s.config, model=s.model, tx=s.tx)
   n = s.mesh.devices.size
-  counted = flops.of(advance, s.state, s.batch, s.key)
+  counted = flops.of_jaxpr(trace.jaxpr.jaxpr)
   return {"formula": formula.train_step(s.config) / n, "jaxpr": counted / n}
 
 
-def report(s: Step, found: Any, chip: Chip) -> dict[str, Any]:
+def report(s: Step, trace: Any, found: Any, chip: Chip) -> dict[str, Any]:
   """JSON-able: bytes by class, FLOPs, what is sent, and the bound on the time of a step.
+
+  Args:
+    trace: of `traced`.
+    found: what `compiled` made of it.
 
   Where JAX cannot read the compiled program, "unread" says so, and the last two are left out:
   jaxlib 0.10.2 does not know an operation that its libtpu uses on a v6e.
@@ -105,7 +123,7 @@ def report(s: Step, found: Any, chip: Chip) -> dict[str, Any]:
   bytes_of: dict[str, Any] = argument_bytes(s)
   told: dict[str, Any] = {"fits": not isinstance(found, TooLarge)}
   told |= {"devices": s.mesh.devices.size, "hbm_bytes": chip.hbm_bytes}
-  told |= {"flops": flops_per_device(s)}
+  told |= {"flops": flops_per_device(s, trace)}
   if isinstance(found, TooLarge):
     return told | {"bytes": bytes_of | {"total": found.nbytes}, "compiler": found.told}
   m = found.memory_analysis()

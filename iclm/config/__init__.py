@@ -1,6 +1,6 @@
 """ConfigDict in, frozen dataclasses out: a stray, missing or contradictory key raises."""
 
-from iclm.config.errors import InputError, nearest
+from iclm.config.errors import InputError, check_known, nearest, require
 from iclm.config.read import difference, from_config_dict, to_dict
 from iclm.config.schema import (
   Bottleneck,
@@ -45,8 +45,10 @@ __all__ = [
   "Study",
   "Tokenizer",
   "Trains",
+  "check_known",
   "difference",
   "from_config_dict",
   "nearest",
+  "require",
   "to_dict",
 ]

@@ -12,6 +12,23 @@ class InputError(ValueError):
   """
 
 
+def require(holds: bool, sentence: str) -> None:
+  """Raises InputError with the sentence where something does not hold."""
+  if not holds:
+    raise InputError(sentence)
+
+
+def check_known(what: str, value: str, known: Iterable[str]) -> None:
+  """Raises InputError where a value is none of those that are known, and tells the nearest."""
+  known = list(known)
+  require(value in known, f"{what} = {value!r} is not known; {nearest(value, known)}")
+
+
+def multiple(n: int, of: int) -> int:
+  """The multiple of `of` that lies nearest to n, and is not 0."""
+  return max(round(n / of), 1) * of
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
   """Returns "did you mean X?", or the valid names where none is near, or that there is none."""
   valid = sorted(map(str, valid))

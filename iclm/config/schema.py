@@ -16,6 +16,11 @@ class Mesh:
   expert: int
   model: int
 
+  @property
+  def shares(self) -> int:
+    """Parts that the rows of a batch are split into."""
+    return self.data * self.expert
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -152,6 +157,8 @@ class Perturb:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
+  """One optimizer for each group of parameters; see `optim.make`."""
+
   kind: Literal["adamw", "muon"]  # Of the base's layers; all else goes by AdamW.
   lr: float
   schedule: Literal["constant", "cosine", "wsd"]
@@ -194,6 +201,8 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
+  """Which tokenizer it is, or how one is trained; see `data.tokenizer.train`."""
+
   path: str  # A tokenizer.json; empty: train one on the training data.
   vocab_size: int
   split: Literal["words", "numbers", "sentences", "symbols", "phrases"]
@@ -203,6 +212,8 @@ class Tokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
+  """What a run is trained on, and how that becomes rows; see `data.rows`."""
+
   dir: str  # Where TFDS keeps what it prepared.
   train: Mapping[str, Source]
   domains: tuple[str, ...]  # Names, in the order of the oracle router's experts.
@@ -219,9 +230,16 @@ class Data:
   chat_date: str  # YYYY-MM-DD, the day that a template is told which asks for it.
   tokenizer: Tokenizer
 
+  @property
+  def asks(self) -> Literal["none", "last_line"]:
+    """Where the question of a prompt begins; what a chat template writes is whole."""
+    return "none" if self.chat_template else self.question
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
+  """What is evaluated, when, and in which rows."""
+
   every: int  # Steps, 0 only at the end.
   batch_size: int  # Rows at a time, over all devices; see `Config.evaluation_rows`.
   seq_len: int  # Of its rows, which other sets may need longer than training; 0: as there.
@@ -232,6 +250,8 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
+  """What is saved, and what a run starts from."""
+
   every: int  # Steps, 0 only at the end.
   keep: int
   best: int  # Kept besides the newest.
@@ -297,7 +317,12 @@ class Config:
     return self.experts.kind != "none" and self.router.cached
 
   @property
+  def evaluation_len(self) -> int:
+    """Tokens of a row wherever the model is asked, prompt and answer together."""
+    return self.evaluation.seq_len or self.data.seq_len
+
+  @property
   def evaluation_rows(self) -> int:
     """Rows of an evaluation's batches: as asked, rounded up to what the devices share evenly."""
-    n_shares = self.mesh.data * self.mesh.expert
+    n_shares = self.mesh.shares
     return -(-self.evaluation.batch_size // n_shares) * n_shares

@@ -12,13 +12,12 @@ Gendron et al., arXiv 2402.02636: both lie inside the support of `iid`.
 """
 
 import dataclasses
-import difflib
 import operator
 import random
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from iclm.config import InputError
+from iclm.config import InputError, check_known
 from iclm.data import acre_world as world
 from iclm.data.acre_world import COLOURS, TYPES, Form, View
 from iclm.data.records import Example
@@ -260,10 +259,7 @@ class Problems:
 
   def __post_init__(self):
     for name, known in (("form", tuple(world.WORDINGS)), ("split", ("iid", "comp", "sys"))):
-      value = getattr(self, name)
-      if value not in known:
-        near = difflib.get_close_matches(str(value), known, n=1, cutoff=0)[0]
-        raise InputError(f"{name} = {value!r} is not known to the ACRE generator; use {near!r}.")
+      check_known(f"{name} of the ACRE generator", getattr(self, name), known)
     for name, least in (("n_questions", 1), ("ramp", 0)):
       value = getattr(self, name)
       if value < least:
@@ -287,9 +283,3 @@ def label(prompt: str) -> tuple[str, str] | None:
   return (
     None if read is None else (f"acre_{read[0]}", world.query_type(world.solve(read[1]), read[2]))
   )
-
-
-def group_of(prompt: str) -> str | None:
-  """Returns the query type of a prompt, one of `TYPES`; None when it is no prompt of ACRE."""
-  known = label(prompt)
-  return None if known is None else known[1]

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import pathlib
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -64,10 +65,28 @@ def read(path: str, template: chat.Template | None) -> list[Example]:
   return records.load(pathlib.Path(path).expanduser(), template=template, label=label)
 
 
+def named(name: str, template: chat.Template | None, data: config.Data) -> Sequence[Example]:
+  """The examples of a jsonl file, or of a split of a generated data set, as BUILDER/CONFIG:SPLIT.
+
+  Args:
+    template: see `records.load`.
+
+  Raises:
+    InputError: there is no such file or split, or the file is malformed.
+  """
+  generated = re.fullmatch(r"(\w+/\w+):(\w+)", name)
+  if generated is None or pathlib.Path(name).exists():
+    return read(name, template)
+  from iclm.data import builders
+
+  folder = str(pathlib.Path(data.dir).expanduser())
+  return builders.load(generated[1], generated[2], folder)
+
+
 def _source(source: config.Source, c: config.Config) -> pipeline.Source:
   """A finite source as rows of questions on one context, or the endless one."""
   if not source.acre:
-    return rows.group_rows(examples(source, c.data), c.data.questions_per_row, c.data.question)
+    return rows.group_rows(examples(source, c.data), c.data.questions_per_row, c.data.asks)
   return acre.Problems(
     form=source.acre,
     split=source.split,
@@ -158,7 +177,7 @@ def loader(
     domains=c.data.domains,
     batch_size=c.batch_size,
     seq_len=c.data.seq_len,
-    question=c.data.question,
+    question=c.data.asks,
     loss=c.data.loss,
     too_long=c.data.too_long,
     counted=c.data.counted,

@@ -7,7 +7,6 @@ config, split and version. Whatever changes an example or a size raises the vers
 import abc
 import contextlib
 import dataclasses
-import difflib
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from iclm.config import InputError
+from iclm.config import InputError, check_known
 from iclm.data import acre, mechanisms, raven
 from iclm.data.records import Example
 
@@ -181,9 +180,9 @@ def load(builder: str, split: str, data_dir: str) -> Stored:
     for name, kind in BUILDERS.items()
     for config in kind.BUILDER_CONFIGS
   }
-  _check("data set", builder, configs)
+  check_known("data set", builder, configs)
   kind, config = configs[builder]
-  _check(f"split of {builder}", split, config.sizes)
+  check_known(f"split of {builder}", split, config.sizes)
   try:
     prepared: Any = _prepared(kind, config, data_dir)
     return Stored(prepared.as_data_source(split=split))
@@ -193,12 +192,6 @@ def load(builder: str, split: str, data_dir: str) -> Stored:
       f"data_dir {data_dir}: {builder} cannot be kept there ({why}); name a folder that can be"
       " written."
     ) from None
-
-
-def _check(what: str, value: str, known: Iterable[str]) -> None:
-  if value not in known:
-    near = difflib.get_close_matches(value, known, n=1, cutoff=0)[0]
-    raise InputError(f"there is no {what} named {value!r}; the nearest is {near!r}.")
 
 
 def _prepared(kind: type[ExampleBuilder], config: SizedConfig, data_dir: str) -> ExampleBuilder:

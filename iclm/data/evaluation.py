@@ -48,7 +48,7 @@ def eval_batches(
 
   Args:
     examples: what to score.
-    tokenizer: see `rows.pack`, as `question` and `too_long`.
+    tokenizer: see `rows.pack_all`, as `question` and `too_long`.
     domains: the names that `Batch.domain_B` counts in.
     batch_size: B of every batch.
     seq_len: T of every batch.
@@ -56,7 +56,7 @@ def eval_batches(
       they fit; the tokens of an item are the same with and without company.
 
   Raises:
-    InputError: see `rows.pack`.
+    InputError: see `rows.pack_all`.
   """
   laid = _eval_rows(examples, tokenizer, seq_len, question, questions_per_row, too_long)
   while chunk := list(itertools.islice(laid, batch_size)):

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from iclm.config import InputError
-from iclm.data import kept
+from iclm.data import prompt_cache
 from iclm.data import rows as rows_lib
 from iclm.data.records import Example
 from iclm.data.rows import Loss, Question, Row, TooLong
@@ -32,7 +32,8 @@ class Batch(NamedTuple):
     loss_mask_BT: 1 where the target counts.
     prompt_mask_BT: where the router may look; empty in rows of padding only.
     domain_B: index in the domain names, -1 when unknown; for evaluation only.
-    read_BD: the mean of a frozen base's states over each prompt, where it was kept (`data.kept`).
+    read_BD: the mean of a frozen base's states over each prompt, where it was kept; see
+      `data.prompt_cache`.
   """
 
   tokens_BT: Int[Any, "B T"]
@@ -98,7 +99,7 @@ class Loader:
 
   Attributes:
     rows: endless, see `mixture`; row r of step s is `rows[s * batch_size + r]`.
-    tokenizer: see `rows.pack`, as `seq_len`, `question`, `loss` and `too_long`.
+    tokenizer: see `rows.pack_all`, as `seq_len`, `question`, `loss` and `too_long`.
     counted: the most targets of a row that may count, 0 for any number.
     domains: the names that `Batch.domain_B` counts in.
     batch_size: rows of the global batch, over all processes.
@@ -133,7 +134,7 @@ class Loader:
     """Returns this process's rows of the batch of a step, equal on every call.
 
     Raises:
-      InputError: see `rows.pack`; or a row has more targets that count than `counted`.
+      InputError: see `rows.pack_all`; or a row has more targets that count than `counted`.
     """
     groups = self._groups(step)
     packed = self._pack(groups)
@@ -146,17 +147,13 @@ class Loader:
           f"set it to {n} or more, or to 0 for any number"
         )
     batch = _stack(packed, [domain_index(group[0], self.domains) for group in groups])
-    return batch._replace(read_BD=kept.stack(groups))
+    return batch._replace(read_BD=prompt_cache.stack(groups))
 
   def ids(self, step: int) -> list[str]:
     """Returns the ids of all examples of a step, to name a batch that went wrong."""
     start = step * self.batch_size
     indices = range(start, start + self.batch_size)
     return [example.id for index in indices for example in self.rows[index]]
-
-  def n_truncated(self, step: int) -> int:
-    """Returns how many rows of `batch(step)` lost tokens of their context; packs them anew."""
-    return sum(row.n_cut > 0 for row in self._pack(self._groups(step)))
 
   def iterate(self, start_step: int) -> Generator[Batch, None, None]:
     """Yields the batches from a step on, without end, prepared by a background thread.

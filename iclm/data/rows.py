@@ -63,8 +63,6 @@ def split_prompt(prompt: str, question: Question) -> tuple[str, str]:
   Returns:
     The context, and the question or "".
   """
-  if question not in ("none", "last_line"):
-    raise InputError(f"question = {question!r} is not known; choose 'none' or 'last_line'.")
   head, newline, tail = prompt.rpartition("\n")
   if question == "none" or not newline or not tail:
     return prompt, ""
@@ -84,8 +82,6 @@ def group_rows(
   Returns:
     The examples of each row; flattened they are `examples`.
   """
-  if questions_per_row < 1:
-    raise InputError(f"questions_per_row = {questions_per_row} must be at least 1.")
   rows, last = [], None
   for example in examples:
     context, asked = split_prompt(example.prompt, question)
@@ -141,39 +137,6 @@ def shorten(prompt: Prompts, n_tokens: int, tokenizer: Tokenizer) -> tuple[Promp
   return Prompts(context[:n_bos] + context[n_bos + n_cut :], [question], whole), n_cut
 
 
-def pack(
-  examples: Sequence[Example],
-  tokenizer: Tokenizer,
-  *,
-  seq_len: int,
-  question: Question,
-  loss: Loss,
-  too_long: TooLong,
-) -> Row:
-  """Lays examples of one context out as one row.
-
-  Args:
-    examples: at least one, as `group_rows` gathers them.
-    tokenizer: encodes context, question and answer apart.
-    seq_len: T, tokens of the row.
-    question: see `split_prompt`.
-    loss: "answer" counts the answer and its eos; "all" also what context and question predict.
-    too_long: "truncate_left" drops the first tokens of the context behind bos, and says how many
-      in `Row.n_cut`.
-
-  Returns:
-    The row, padded to `seq_len`.
-
-  Raises:
-    InputError: a prompt or answer is empty, or the row is too long.
-    ValueError: the contexts differ.
-  """
-  rows = pack_all(
-    [examples], tokenizer, seq_len=seq_len, question=question, loss=loss, too_long=too_long
-  )
-  return rows[0]
-
-
 def pack_all(
   groups: Sequence[Sequence[Example]],
   tokenizer: Tokenizer,
@@ -183,7 +146,24 @@ def pack_all(
   loss: Loss,
   too_long: TooLong,
 ) -> list[Row]:
-  """Returns `pack` of every group, tokenised together, which several cores do at once."""
+  """Lays the examples of each group out as one row; tokenised together, on several cores.
+
+  Args:
+    groups: of examples with one context, at least one, as `group_rows` gathers them.
+    tokenizer: encodes context, question and answer apart.
+    seq_len: T, tokens of a row.
+    question: see `split_prompt`.
+    loss: "answer" counts the answer and its eos; "all" also what context and question predict.
+    too_long: "truncate_left" drops the first tokens of the context behind bos, and says how many
+      in `Row.n_cut`.
+
+  Returns:
+    The rows, padded to `seq_len`.
+
+  Raises:
+    InputError: a prompt or answer is empty, or a row is too long.
+    ValueError: the contexts of a group differ.
+  """
   splits = [[split_prompt(e.prompt, question) for e in group] for group in groups]
   answers = [[e.answer for e in group] for group in groups]
   flat = [split for group in splits for split in group]
@@ -230,15 +210,13 @@ def lay_out(
   name: str,
   end: bool = True,
 ) -> Row:
-  """Lays tokens out as one row, an answer without eos behind each question; see `pack`.
+  """Lays tokens out as one row, an answer without eos behind each question; see `pack_all`.
 
   Args:
     end: the end of an answer is predicted too; if not, its last token needs no place in the row.
   """
   if not all(answers):
     raise InputError(f"an answer of {name} is empty; the model would have nothing to say.")
-  if loss not in ("answer", "all"):
-    raise InputError(f"loss = {loss!r} is not known; choose 'answer' or 'all'.")
   said = [
     [*question, *answer, *[tokenizer.eos_id][: int(end)]]
     for question, answer in zip(prompts.questions, answers, strict=True)
@@ -282,8 +260,6 @@ def fit(
   Raises:
     InputError: it does not fit, and is not to be cut, or would not fit without any context.
   """
-  if too_long not in ("error", "truncate_left"):
-    raise InputError(f"too_long = {too_long!r} is not known; choose 'error' or 'truncate_left'.")
   needed = len(prompts.context) + own
   if needed <= seq_len:
     return prompts.context, 0

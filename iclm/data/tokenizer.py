@@ -6,7 +6,7 @@ import json
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import SupportsInt
+from typing import Any, SupportsInt
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -56,6 +56,7 @@ class Tokenizer:
     pad_id: stands in padding; the id of eos when the file has no padding token.
     bos_id: begins a row; None when the file has none.
     eos_id: ends an answer.
+    ends: other ids that end an answer which a model gives.
     chat: how messages become prompts; None joins their contents.
     named: (name, id) pairs of the special tokens that others name than the JSON alone lets expect.
   """
@@ -67,6 +68,7 @@ class Tokenizer:
   eos_id: int
   chat: Template | None = None
   named: tuple[tuple[str, int | None], ...] = ()
+  ends: tuple[int, ...] = ()
 
   @functools.cached_property
   def _backend(self) -> tokenizers.Tokenizer:
@@ -81,6 +83,15 @@ class Tokenizer:
     """A text that begins is given a space (Llama 2), which one that goes on must not get."""
     anchor, a = self._ids(_ANCHOR), self._ids("a")
     return self._text([*anchor, *a]) != self._text(anchor) + self._text(a)
+
+  @functools.cached_property
+  def end_ids(self) -> tuple[int, ...]:
+    """All ids that end an answer, that of eos first."""
+    return self.eos_id, *self.ends
+
+  def special_id(self, text: str) -> int | None:
+    """The id of the special token that a text spells; None where it spells none."""
+    return _special(self._backend).get(text)
 
   def encode(self, text: str, behind: bool = False) -> list[int]:
     """Returns the ids of the text, without special ones; see `encode_many`."""
@@ -122,9 +133,10 @@ class Tokenizer:
 
   def to_json(self) -> str:
     """Returns what `from_json` turns back into an equal tokenizer."""
-    if not self.named:
+    if not self.named and not self.ends:
       return self.json
-    return json.dumps({"named": dict(self.named), "json": self.json})
+    ends = {"ends": list(self.ends)} if self.ends else {}
+    return json.dumps({"named": dict(self.named) | ends, "json": self.json})
 
   def under(self, template: Template | None) -> "Tokenizer":
     """Returns this tokenizer for prompts of a template, whose eos_token ends an answer.
@@ -142,34 +154,37 @@ class Tokenizer:
         f"the chat template's eos_token {spelt!r} is no token of the tokenizer; take both from one "
         "folder"
       )
-    return dataclasses.replace(plain, bos_id=None, eos_id=eos_id, chat=template)
+    ends = tuple(i for i in plain.end_ids if i != eos_id)
+    return dataclasses.replace(plain, bos_id=None, eos_id=eos_id, ends=ends, chat=template)
 
   @classmethod
-  def from_json(cls, text: str, told: Mapping[str, str | int | None] | None = None) -> "Tokenizer":
+  def from_json(cls, text: str, told: Mapping[str, Any] | None = None) -> "Tokenizer":
     """Reads a tokenizer of any make, or what `to_json` gave, and finds its special tokens.
 
     They are those that are told, else those of the usual names, of which a special token comes
     before any other. Where the JSON says how to complete a text, bos is what that puts in front, if
-    anything.
+    anything, unless it is told that there is none.
 
     Args:
-      told: bos, eos or pad -> a token or its id, or None where there is no bos.
+      told: bos, eos or pad -> a token or its id, or None where there is no bos; ends -> a list of
+        tokens or ids that end an answer too.
 
     Raises:
       InputError: the text is no tokenizer, has no end-of-sequence token, or not one that is told.
     """
     if text.startswith(_NAMED):
-      kept = json.loads(text)
-      text, told = kept["json"], kept["named"] | (told or {})
+      text, told = _kept(text, told or {})
     try:
       backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # The library raises bare Exception.
       raise InputError(f"this is no tokenizer.json: {error}.") from None
     ids = backend.get_vocab(with_added_tokens=True)
     usual = _usual(backend, ids)
-    named = {name: _id(backend, name, token) for name, token in (told or {}).items()}
-    if backend.post_processor is not None:
-      named.pop("bos", None)
+    told = dict(told or {})
+    ends = [_id(backend, "eos", token) for token in told.pop("ends", ())]
+    named = {name: _id(backend, name, token) for name, token in told.items()}
+    if backend.post_processor is not None and named.get("bos") is not None:
+      del named["bos"]
     eos_id = named.get("eos", usual["eos"])
     if eos_id is None:
       known = list(_SPELLINGS["eos"])
@@ -184,6 +199,7 @@ class Tokenizer:
       bos_id=found["bos"],
       eos_id=eos_id,
       named=tuple(sorted((name, i) for name, i in named.items() if i != usual[name])),
+      ends=tuple(i for i in dict.fromkeys(ends) if i is not None and i != eos_id),
     )
 
 
@@ -250,7 +266,7 @@ def _splits(split: str, apart: Sequence[str]) -> list[pre_tokenizers.Split]:
   return found
 
 
-def load(path: str | pathlib.Path, told: Mapping[str, str | int | None] | None = None) -> Tokenizer:
+def load(path: str | pathlib.Path, told: Mapping[str, Any] | None = None) -> Tokenizer:
   """Reads a tokenizer.json of any make.
 
   Args:
@@ -270,6 +286,16 @@ def load(path: str | pathlib.Path, told: Mapping[str, str | int | None] | None =
     return Tokenizer.from_json(text, told)
   except InputError as error:
     raise InputError(f"{path}: {error}") from None
+
+
+def _kept(text: str, told: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+  """The tokenizer's own JSON and its special tokens, of what `Tokenizer.to_json` wrote."""
+  try:
+    kept = json.loads(text)
+    named = dict(kept["named"])
+    return str(kept["json"]), named | {"ends": list(named.get("ends", ()))} | dict(told)
+  except (ValueError, KeyError, TypeError) as error:
+    raise InputError(f"this is no tokenizer that a run keeps: {error!r}.") from None
 
 
 def _own(encoding: tokenizers.Encoding, n_mark: int) -> list[int] | None:

@@ -22,14 +22,14 @@ class Scores(NamedTuple):
   correct_N: Bool[np.ndarray, "N"]  # By likelihood over the choices; exact match without choices.
   exact_N: Bool[np.ndarray, "N"]  # All answer tokens and the end token are the argmax.
   nll_N: Float[np.ndarray, "N"]  # Nats of the whole answer, end token included.
-  alone_SN: Bool[np.ndarray, "A N"]  # `correct_N` of each of `compose.heard_alone`.
+  alone_AN: Bool[np.ndarray, "A N"]  # `correct_N` of each of `compose.heard_alone`.
   rate_SN: Float[np.ndarray, "S N"]  # Nats per predicted position of the answer.
   index_N: Int[np.ndarray, "N"]  # The expert that served it,
   confidence_N: Float[np.ndarray, "N"]  # and how sure the router was, in [0, 1].
   n_truncated: int  # Rows that lost tokens of their context.
 
 
-Scorer = Callable[[Any, pipeline.Batch, Array | None, compose.Intervention], step.Scores]
+Scorer = Callable[[Any, pipeline.Batch, Array | None, compose.Intervention], step.PositionScores]
 # From the example and the place in its answer of every position (-1: none) to an intervention.
 PerBatch = Callable[[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]], compose.Intervention]
 
@@ -88,8 +88,8 @@ def batches_of(
     tokenizer,
     config.data.domains,
     batch_size=config.evaluation_rows,
-    seq_len=config.evaluation.seq_len or config.data.seq_len,
-    question=config.data.question,
+    seq_len=config.evaluation_len,
+    question=config.data.asks,
     questions_per_row=config.data.questions_per_row,
     too_long=config.data.too_long,
   )
@@ -111,8 +111,8 @@ class _Sums(NamedTuple):
 
   logp_M: np.ndarray
   hit_M: np.ndarray
-  alone_logp_SM: np.ndarray
-  alone_hit_SM: np.ndarray
+  alone_logp_AM: np.ndarray
+  alone_hit_AM: np.ndarray
   rate_SM: np.ndarray
   n_M: np.ndarray
   index_M: np.ndarray
@@ -124,15 +124,15 @@ class _Sums(NamedTuple):
     rate_SM, n_M, confidence_M = np.zeros((n_streams, n)), np.zeros(n), np.zeros(n)
     return cls(np.zeros(n), np.ones(n, bool), *alone, rate_SM, n_M, np.zeros(n, int), confidence_M)
 
-  def add(self, scored: step.Scores, owner_BT: np.ndarray) -> None:
+  def add(self, scored: step.PositionScores, owner_BT: np.ndarray) -> None:
     mask = owner_BT >= 0
     owner = owner_BT[mask]
     np.add.at(self.logp_M, owner, scored.logp_BT[mask])
     np.logical_and.at(self.hit_M, owner, scored.hit_BT[mask])
     np.add.at(self.n_M, owner, 1)
-    for s in range(len(self.alone_hit_SM)):
-      np.add.at(self.alone_logp_SM[s], owner, scored.alone_logp_SBT[s][mask])
-      np.logical_and.at(self.alone_hit_SM[s], owner, scored.alone_hit_SBT[s][mask])
+    for s in range(len(self.alone_hit_AM)):
+      np.add.at(self.alone_logp_AM[s], owner, scored.alone_logp_ABT[s][mask])
+      np.logical_and.at(self.alone_hit_AM[s], owner, scored.alone_hit_ABT[s][mask])
     for s in range(len(self.rate_SM)):
       np.add.at(self.rate_SM[s], owner, scored.rate_SBT[s][mask])
     for total_M, x_B in (
@@ -160,12 +160,12 @@ def _per_example(examples, items, sums: _Sums, n_truncated: int) -> Scores:
     chooses = np.array([bool(e.choices) for e in examples])
     return np.where(chooses, best == right, hit_M[right])
 
-  alone = [correct(*pair) for pair in zip(sums.alone_logp_SM, sums.alone_hit_SM, strict=True)]
+  alone = [correct(*pair) for pair in zip(sums.alone_logp_AM, sums.alone_hit_AM, strict=True)]
   return Scores(
     correct_N=correct(sums.logp_M, sums.hit_M),
     exact_N=sums.hit_M[right],
     nll_N=-sums.logp_M[right],
-    alone_SN=np.array(alone, bool).reshape(len(alone), len(examples)),
+    alone_AN=np.array(alone, bool).reshape(len(alone), len(examples)),
     rate_SN=sums.rate_SM[:, right] / sums.n_M[right],
     index_N=sums.index_M[right],
     confidence_N=sums.confidence_M[right],
@@ -191,7 +191,7 @@ def summarise(examples: Sequence[Example], scores: Scores, config: Config) -> di
     for name in np.unique(domains):
       counts = np.bincount(scores.index_N[domains == name], minlength=config.experts.count)
       routes[str(name)] = (counts / counts.sum()).tolist()
-  alone = zip(compose.heard_alone(config), scores.alone_SN, strict=True)
+  alone = zip(compose.heard_alone(config), scores.alone_AN, strict=True)
   summary = {
     "n": len(examples),
     "accuracy": float(scores.correct_N.mean()),

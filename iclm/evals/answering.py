@@ -43,17 +43,17 @@ def answer(
   data = dataclasses.replace(config.data, questions_per_row=1)
   alone = dataclasses.replace(config, data=data)
   plain = [dataclasses.replace(example, choices=()) for example in examples]
-  found, end = [], tokenizer.eos_id
+  found, ends = [], np.array(tokenizer.end_ids)
   for batch, owner_BT, _ in accuracy.batches_of(plain, tokenizer, alone):
     prompts, left_B = _asked(batch, owner_BT, tokenizer.pad_id)
     left_B, n_tokens = np.minimum(left_B, most), owner_BT.shape[1]
     room = generate.bucket(min(most, n_tokens), n_tokens)
-    given = generate.GREEDY, compose.NOTHING, end
+    given = generate.GREEDY, compose.NOTHING, ends
     placed = sharding.put_whole(prompts, mesh)
     keys_B = jax.random.split(jax.random.key(0), len(left_B))  # Greedy draws nothing.
-    spoken, _ = decoding.read(params, placed, left_B, keys_B, *given, room=room)
-    spoken = decoding.say(params, spoken, *given, room)
-    for said_M, n in zip(*processes.fetch((spoken.said_BM, spoken.n_B)), strict=True):
+    decoded, _ = decoding.prefill(params, placed, left_B, keys_B, *given, room=room)
+    decoded = decoding.decode(params, decoded, *given, room)
+    for said_M, n in zip(*processes.fetch((decoded.said_BM, decoded.n_B)), strict=True):
       if n:
         found.append(said_M[:n].tolist())
   return found

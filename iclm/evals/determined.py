@@ -66,7 +66,7 @@ def _solved(example: Example) -> tuple[str, str] | None:
 
 
 def _text(subject: Subject, tokens: Sequence[int]) -> str:
-  ends = tokens[-1] == subject.tokenizer.eos_id
+  ends = tokens[-1] in subject.tokenizer.end_ids
   return subject.tokenizer.decode(tokens, behind=True) if ends else ""
 
 

@@ -64,7 +64,7 @@ def intervene(
   check(subject.config)
   measured = interventions.measure(subject, examples, reference, seed)
   c = subject.config
-  found = interventions.report(measured, examples, c.experts.count, seed, c.data.question)
+  found = interventions.report(measured, examples, c.experts.count, seed, c.data.asks)
   if c.bottleneck.kind != "none":
     told = interchange.interchange(subject, examples, measured.without, seed)
     found["interchange"] = told[0]
@@ -149,7 +149,7 @@ def independence_of(subject: Subject, examples: Sequence[Example], seed: int) ->
     InputError: see `check`.
   """
   check(subject.config)
-  context_N = effects.contexts(examples, subject.config.data.question)
+  context_N = effects.contexts(examples, subject.config.data.asks)
   worst = {"worst_domain": _worst_domain(subject, examples, context_N)}
   if subject.config.bottleneck.kind == "none":
     notes = ["a model without a bottleneck has no messages to compare"]

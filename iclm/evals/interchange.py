@@ -56,7 +56,7 @@ def interchange(
   """
   said = subject.messages(examples)
   names = compose.streams(subject.config)
-  context_N = effects.contexts(examples, subject.config.data.question)
+  context_N = effects.contexts(examples, subject.config.data.asks)
   estimator = effects.Estimator(context_N, seed)
   found: dict[str, dict[str, Any]] = {name: {} for name in names}
   for kind, partners in _partners(examples, said.index_N, seed).items():

@@ -61,17 +61,17 @@ def encode(
     InputError: there is no continuation, or it does not fit into the context of the model.
   """
   said = tokenizer.encode(continuation, behind=bool(context))
-  most = generate.limit(config)
+  most = config.evaluation_len
   if not said:
     raise InputError("a continuation is empty; there is nothing to score")
   room = most - (len(said) - 1 + end)
   if room < 1:
     raise InputError(
       f"the continuation {continuation[:40]!r} has {len(said)} tokens, and the context of this "
-      f"model is {most}; shorten it"
+      f"run is {most}; shorten it, or ask in a longer context (max_length)"
     )
   if context:
-    prompt = rows.encode_prompts([context], tokenizer, config.data.question, "a context")
+    prompt = rows.encode_prompts([context], tokenizer, config.data.asks, "a context")
   else:
     prompt = rows.Prompts([], [[start_of(tokenizer)]], whole=True)
   prompt, n_cut = rows.shorten(prompt, room, tokenizer)
@@ -86,7 +86,7 @@ def windows(text: str, tokenizer: Tokenizer, config: Config) -> list[Piece]:
 
   Source: `get_rolling_token_windows` of EleutherAI's lm-evaluation-harness, context_len = 1.
   """
-  tokens, most = tokenizer.encode(text), generate.limit(config)
+  tokens, most = tokenizer.encode(text), config.evaluation_len
   start = rows.Prompts([], [[start_of(tokenizer)]], whole=True)
   found = [Piece(start, tokens[:most], end=False)] if tokens else []
   for done in range(most, len(tokens), most):
@@ -115,7 +115,7 @@ def score(
   Rows have the lengths of `generate.bucket`, and batches `config.evaluation_rows` of them:
   one program is compiled for each length that occurs, at most log2 of the context.
   """
-  most, size = generate.limit(config), config.evaluation_rows
+  most, size = config.evaluation_len, config.evaluation_rows
   numbered = [_Numbered(i, piece) for i, piece in enumerate(pieces)]
   for taken in generate.batches(numbered, size, most):
     n_tokens = generate.bucket(max(map(len, taken)), most)

@@ -14,7 +14,7 @@ from iclm.generate.sampling import Sampling, choose
 from iclm.routing import Routing
 
 
-class Spoken(NamedTuple):
+class Decoded(NamedTuple):
   """Rows in the midst of their answers.
 
   Attributes:
@@ -41,27 +41,28 @@ class Spoken(NamedTuple):
 class Decoding(NamedTuple):
   """Two jitted functions; they hold the compilations, one for each shape.
 
-  read(params, prompts, left_B, key_B, sampling, do, eos_id, room=M) -> (Spoken, Routing or None)
+  prefill(params, prompts, left_B, key_B, sampling, do, end_ids, room=M) -> (Decoded, Routing), or
+    None in its place where there are no experts;
     reads and routes the prompts, and says a first token. Rows of `prompts` are one prompt each,
     from the left, with segment 0 behind it; `left_B` is the most tokens that a row may say, 0 of
     rows of padding only; M is the most that any row may.
-  say(params, spoken, sampling, do, eos_id, n) -> Spoken, with at most n tokens more; `spoken`
-    is used up.
+  decode(params, decoded, sampling, do, end_ids, n) -> Decoded, with at most n tokens more; the old
+    one is used up.
 
-  `do` acts on routes in `read`, and on streams in both; give both the same.
+  `do` acts on routes in `prefill`, and on streams in both; give both the same.
   """
 
-  read: Callable[..., tuple[Spoken, Routing | None]]
-  say: Callable[..., Spoken]
+  prefill: Callable[..., tuple[Decoded, Routing | None]]
+  decode: Callable[..., Decoded]
 
 
 def make(model: compose.Model) -> Decoding:
   """Make it once and keep it."""
-  reads = jax.jit(functools.partial(read, model), static_argnames="room")
-  return Decoding(reads, jax.jit(functools.partial(say, model), donate_argnums=1))
+  prefills = jax.jit(functools.partial(prefill, model), static_argnames="room")
+  return Decoding(prefills, jax.jit(functools.partial(decode, model), donate_argnums=1))
 
 
-def read(
+def prefill(
   model: compose.Model,
   params: Any,
   prompts: Batch,
@@ -69,10 +70,11 @@ def read(
   key_B: Array,
   sampling: Sampling,
   do: compose.Intervention,
-  eos_id: Any,
+  end_ids: Any,
   *,
   room: int,
-) -> tuple[Spoken, Routing | None]:
+) -> tuple[Decoded, Routing | None]:
+  """See `Decoding`."""
   n_rows, n_tokens = prompts.tokens_BT.shape
   # The last token that a row says is never read.
   cache = compose.empty_cache(n_rows, n_tokens + room - 1)
@@ -85,7 +87,7 @@ def read(
   column = column._replace(prompt_mask_BT=jnp.zeros((n_rows, 1), bool))
   zero_B = jnp.zeros(n_rows, jnp.int32)
   assert output.cache is not None
-  spoken = Spoken(
+  decoded = Decoded(
     said_BM=jnp.zeros((n_rows, room), jnp.int32),
     n_B=zero_B,
     left_B=left_B.astype(jnp.int32),
@@ -95,41 +97,43 @@ def read(
     key_B=key_B,
     cache=output.cache,
   )
-  return _spoken(spoken, output.logits_BTV[:, 0], sampling, eos_id), output.routing
+  return _said(decoded, output.logits_BTV[:, 0], sampling, end_ids), output.routing
 
 
-def say(
+def decode(
   model: compose.Model,
   params: Any,
-  spoken: Spoken,
+  decoded: Decoded,
   sampling: Sampling,
   do: compose.Intervention,
-  eos_id: Any,
+  end_ids: Any,
   n: Any,
-) -> Spoken:
-  until = spoken.n + n
+) -> Decoded:
+  """See `Decoding`."""
+  until = decoded.n + n
 
-  def step(spoken: Spoken) -> Spoken:
-    output = model.apply(params, spoken.next, None, do, cache=spoken.cache)
+  def step(decoded: Decoded) -> Decoded:
+    output = model.apply(params, decoded.next, None, do, cache=decoded.cache)
     assert output.cache is not None
-    read = spoken._replace(cache=output.cache)
-    return _spoken(read, output.logits_BTV[:, 0], sampling, eos_id)
+    read = decoded._replace(cache=output.cache)
+    return _said(read, output.logits_BTV[:, 0], sampling, end_ids)
 
-  return jax.lax.while_loop(lambda s: (s.n < until) & ~s.done_B.all(), step, spoken)
+  return jax.lax.while_loop(lambda s: (s.n < until) & ~s.done_B.all(), step, decoded)
 
 
-def _spoken(spoken: Spoken, logits_BV: Array, sampling: Sampling, eos_id: Any) -> Spoken:
+def _said(decoded: Decoded, logits_BV: Array, sampling: Sampling, end_ids: Any) -> Decoded:
   """One token more; rows that are done say nothing, and what they read does not count."""
-  key_B = jax.vmap(jax.random.fold_in, (0, None))(spoken.key_B, spoken.n)
+  key_B = jax.vmap(jax.random.fold_in, (0, None))(decoded.key_B, decoded.n)
   token_B = choose(logits_BV, key_B, sampling)
-  speaks_B = ~spoken.done_B
-  left_B = spoken.left_B - speaks_B
-  column = spoken.next
-  return spoken._replace(
-    said_BM=jax.lax.dynamic_update_slice_in_dim(spoken.said_BM, token_B[:, None], spoken.n, axis=1),
-    n_B=spoken.n_B + speaks_B,
+  speaks_B = ~decoded.done_B
+  left_B = decoded.left_B - speaks_B
+  column, token_B1 = decoded.next, token_B[:, None]
+  said_BM = jax.lax.dynamic_update_slice_in_dim(decoded.said_BM, token_B1, decoded.n, axis=1)
+  return decoded._replace(
+    said_BM=said_BM,
+    n_B=decoded.n_B + speaks_B,
     left_B=left_B,
-    done_B=spoken.done_B | (token_B == eos_id) | (left_B <= 0),
-    n=spoken.n + 1,
-    next=column._replace(tokens_BT=token_B[:, None], position_BT=column.position_BT + 1),
+    done_B=decoded.done_B | jnp.isin(token_B, end_ids) | (left_B <= 0),
+    n=decoded.n + 1,
+    next=column._replace(tokens_BT=token_B1, position_BT=column.position_BT + 1),
   )

@@ -4,6 +4,7 @@ A prompt's bucket depends on its own length alone: company does not change its s
 """
 
 import collections
+import dataclasses
 import re
 import zlib
 from collections.abc import Sequence, Sized
@@ -39,9 +40,17 @@ class Prompt(NamedTuple):
     return len(self.context) + len(self.question)
 
 
-def limit(config: Config) -> int:
-  """The context: tokens of a row in evaluation, prompt and answer together."""
-  return config.evaluation.seq_len or config.data.seq_len
+def with_context(config: Config, n: int) -> Config:
+  """The config of a model that is asked in rows of n tokens, prompt and answer together.
+
+  Raises:
+    InputError: there is no such row, or the base was made for shorter ones.
+  """
+  most = config.model.context
+  if n < 1 or 0 < most < n:
+    told = f"lie in 1..{most}, which the base was made for" if most else "be at least 1"
+    raise InputError(f"a context of {n} tokens is none; it must {told}")
+  return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, seq_len=n))
 
 
 def bucket(n: int, most: int) -> int:
@@ -60,14 +69,14 @@ def encode(
   Raises:
     InputError: one is empty, no text, or longer than the context and not to be cut.
   """
-  found, seen, most = [], collections.Counter(), limit(config)
+  found, seen, most = [], collections.Counter(), config.evaluation_len
   for i, text in enumerate(texts):
     name = f"number {i + 1}"
     if not text:
       raise InputError(f"prompt {name} is empty; a model needs one token to answer to.")
     if re.search("[\ud800-\udfff]", text):
       raise InputError(f"prompt {name} holds bytes that are no UTF-8; save or type it as UTF-8")
-    prompt = rows.encode_prompts([text], tokenizer, config.data.question, name)
+    prompt = rows.encode_prompts([text], tokenizer, config.data.asks, name)
     n_cut = 0
     if config.data.too_long == "truncate_left":
       room = max(1, min(max_tokens, most // 2))
@@ -76,8 +85,8 @@ def encode(
     n = len(context) + len(question)
     if n > most:
       raise InputError(
-        f"prompt {name} has {n} tokens, and the context of this model is {most}; shorten it "
-        f"by {n - most}"
+        f"prompt {name} has {n} tokens, and the context of this run is {most}; shorten it by "
+        f"{n - most}, or ask in a longer context (--context, at most that of the base)"
       )
     identity = zlib.crc32(np.asarray([*context, *question], "<i4").tobytes())
     found.append(Prompt(i, context, question, whole, identity, seen[identity], n_cut))

@@ -19,6 +19,8 @@ class Speech:
   def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
     self.tokens, self.text, self.stopped = [], "", False
     self._tokenizer, self._stop, self._shown = tokenizer, tuple(stop), 0
+    # A special token spells nothing, and is met by its id.
+    self._ids = {tokenizer.special_id(one) for one in stop} - {None}
 
   def hear(self, tokens: Sequence[int], last: bool) -> str:
     """Returns the text that is new and certain; all that is left where these are the last."""
@@ -32,13 +34,14 @@ class Speech:
     before = len(self.tokens)
     self.tokens = [*self.tokens, *tokens]
     self.text = self._tokenizer.decode(self.tokens, behind=True)
-    if not any(stop in self.text for stop in self._stop):
+    if not any(stop in self.text for stop in self._stop) and self._ids.isdisjoint(tokens):
       return
     for n in range(before + 1, len(self.tokens) + 1):
       text = self._tokenizer.decode(self.tokens[:n], behind=True)
       met = [text.index(stop) for stop in self._stop if stop in text]
-      if met:
-        self.tokens, self.text, self.stopped = self.tokens[:n], text[: min(met)], True
+      if met or self.tokens[n - 1] in self._ids:
+        self.tokens, self.stopped = self.tokens[:n], True
+        self.text = text[: min(met, default=len(text))]
         return
 
   def _certain(self) -> int:

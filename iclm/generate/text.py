@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from iclm import compose, sharding
-from iclm.config import Config, InputError
+from iclm.config import Config, InputError, require
 from iclm.data.tokenizer import Tokenizer
 from iclm.generate import decoding, prompts
 from iclm.generate.sampling import Sampling
@@ -74,40 +74,33 @@ class Piece(NamedTuple):
 def check(options: Options, config: Config) -> None:
   """Raises InputError where options contradict each other or the model."""
   o, n = options, config.experts.count
-  _require(o.max_tokens >= 1, f"max_tokens = {o.max_tokens} must be at least 1")
-  _require(0 <= o.temperature < float("inf"), f"temperature = {o.temperature} must be 0 or more")
-  _require(
-    0 <= o.top_k < 2**31, f"top_k = {o.top_k} must lie in [1, 2**31), or be 0 for all tokens"
-  )
-  _require(0 < o.top_p <= 1, f"top_p = {o.top_p} must lie in (0, 1]")
-  _require(0 <= o.seed < 2**31, f"seed = {o.seed} must lie in [0, 2**31)")
-  _require(
+  require(o.max_tokens >= 1, f"max_tokens = {o.max_tokens} must be at least 1")
+  require(0 <= o.temperature < float("inf"), f"temperature = {o.temperature} must be 0 or more")
+  require(0 <= o.top_k < 2**31, f"top_k = {o.top_k} must lie in [1, 2**31), or be 0 for all tokens")
+  require(0 < o.top_p <= 1, f"top_p = {o.top_p} must lie in (0, 1]")
+  require(0 <= o.seed < 2**31, f"seed = {o.seed} must lie in [0, 2**31)")
+  require(
     o.temperature > 0 or (o.top_k == 0 and o.top_p == 1),
     f"temperature = 0 is greedy, which top_k = {o.top_k}, top_p = {o.top_p} contradict; set a "
     "temperature above 0",
   )
-  _require(all(o.stop), "a stop string is empty; every answer would stop before it begins")
+  require(all(o.stop), "a stop string is empty; every answer would stop before it begins")
   named = [*o.disabled, *([] if o.route is None else [o.route])]
   if not compose.streams(config):
-    _require(not named, f"a plain base has no expert {named and named[0]} to route to or disable")
+    require(not named, f"a plain base has no expert {named and named[0]} to route to or disable")
     return
   for e in named:
-    _require(0 <= e < n, f"there is no expert {e}; experts are 0..{n - 1}")
-  _require(o.route not in o.disabled, f"expert {o.route} is to run, and disabled; choose one")
-  _require(len(set(o.disabled)) < n, f"all {n} experts are disabled; leave at least one")
-  _require(
+    require(0 <= e < n, f"there is no expert {e}; experts are 0..{n - 1}")
+  require(o.route not in o.disabled, f"expert {o.route} is to run, and disabled; choose one")
+  require(len(set(o.disabled)) < n, f"all {n} experts are disabled; leave at least one")
+  require(
     config.router.level == "input",
     "config.router.level = 'token' has no route of a prompt to keep; generation needs 'input'",
   )
-  _require(
+  require(
     config.router.kind != "oracle" or o.route is not None,
     "config.router.kind = 'oracle' routes by domains, and a prompt names none; force a route",
   )
-
-
-def _require(holds: bool, sentence: str) -> None:
-  if not holds:
-    raise InputError(sentence)
 
 
 def rows_of(mesh: Mesh, n: int) -> int:
@@ -159,19 +152,19 @@ class Generator:
     """
     check(options, self._config)
     asked = prompts.encode(texts, self._tokenizer, self._config, options.max_tokens)
-    for batch in prompts.batches(asked, self._size, prompts.limit(self._config)):
+    for batch in prompts.batches(asked, self._size, self._config.evaluation_len):
       yield from self._stream_batch(texts, batch, options, stride)
 
   def _stream_batch(
     self, texts: Sequence[str], batch: Sequence[prompts.Prompt], options: Options, stride: int
   ) -> Iterator[Piece]:
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
-    given = sampling, self._intervention(options), self._tokenizer.eos_id
-    spoken, routes = self._read(batch, options, given)
+    given = sampling, self._intervention(options), np.array(self._tokenizer.end_ids)
+    decoded, routes = self._read(batch, options, given)
     speeches = {b: Speech(self._tokenizer, options.stop) for b in range(len(batch))}
     heard = 0
     while True:
-      said_BM, n_B, done_B = jax.device_get((spoken.said_BM, spoken.n_B, spoken.done_B))
+      said_BM, n_B, done_B = jax.device_get((decoded.said_BM, decoded.n_B, decoded.done_B))
       for b, speech in list(speeches.items()):
         text = speech.hear(said_BM[b, heard : n_B[b]].tolist(), bool(done_B[b]))
         answer = None
@@ -181,30 +174,30 @@ class Generator:
         yield Piece(batch[b].index, text, *routes[b], answer)
       if not speeches:
         return
-      heard = int(spoken.n)
+      heard = int(decoded.n)
       shut_B = np.array([b not in speeches for b in range(self._size)])
-      spoken = spoken._replace(done_B=spoken.done_B | shut_B)
-      spoken = self.decoding.say(self._params, spoken, *given, stride)
+      decoded = decoded._replace(done_B=decoded.done_B | shut_B)
+      decoded = self.decoding.decode(self._params, decoded, *given, stride)
 
   def _read(
     self, batch: Sequence[prompts.Prompt], options: Options, given: tuple[Any, ...]
-  ) -> tuple[decoding.Spoken, list[tuple[int | None, float | None]]]:
+  ) -> tuple[decoding.Decoded, list[tuple[int | None, float | None]]]:
     """The first tokens; and each prompt's expert, with the router's confidence in it."""
-    context, pad_id = prompts.limit(self._config), self._tokenizer.pad_id
+    context, pad_id = self._config.evaluation_len, self._tokenizer.pad_id
     n_tokens = prompts.bucket(max(map(len, batch)), context)
     rows = sharding.put_whole(prompts.lay_out(batch, self._size, n_tokens, pad_id), self._mesh)
     left_B = np.zeros(self._size, np.int32)
     left_B[: len(batch)] = [min(options.max_tokens, context - len(p) + 1) for p in batch]
     keys_B = self._keys(batch, options.seed)
     room = prompts.bucket(min(options.max_tokens, context), context)
-    spoken, routed = self.decoding.read(self._params, rows, left_B, keys_B, *given, room=room)
+    decoded, routed = self.decoding.prefill(self._params, rows, left_B, keys_B, *given, room=room)
     if routed is None:
-      return spoken, [(None, None)] * len(batch)
+      return decoded, [(None, None)] * len(batch)
     routes = zip(routed.index_B.tolist(), routed.confidence_B.tolist(), strict=True)
-    return spoken, list(routes)
+    return decoded, list(routes)
 
   def _answer(self, prompt: str, n_cut: int, speech: Speech, expert, confidence) -> Answer:
-    ended = speech.tokens[-1] == self._tokenizer.eos_id
+    ended = speech.tokens[-1] in self._tokenizer.end_ids
     finish = "stop" if speech.stopped else "end" if ended else "length"
     return Answer(prompt, speech.text, speech.tokens, finish, expert, confidence, n_cut)
 

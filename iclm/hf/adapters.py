@@ -4,7 +4,6 @@ A folder holds adapter_config.json and adapter_model.safetensors. Which matrices
 alike; the config says their scale, and whether they are all that there is.
 """
 
-import math
 import pathlib
 import re
 from typing import Any, Literal, NamedTuple
@@ -35,7 +34,16 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 # Keys that change nothing once an adapter is trained, or that its tensors and scale stand for.
 _TOLD = {
-  *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform"),
+  *(
+    "r",
+    "rank_pattern",
+    "lora_alpha",
+    "alpha_pattern",
+    "use_rslora",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+  ),
   *("layers_pattern", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout"),
   # Of other kinds of adapters, which are refused by keys of their own.
   *("megatron_core", "qalora_group_size"),
@@ -198,7 +206,7 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     only = _ONLY.get(key)
     if key in _TOLD or (only is None and not value) or (only is not None and value in only):
       continue
-    can = f"only {', '.join(map(repr, only))} is" if only else "leave it out"
+    can = f"only {', '.join(map(repr, only))} is" if only else "an expert cannot express it"
     raise InputError(f"{path}: {key} = {value!r} is not supported; {can}")
   said = whole.Reader(path, told)
   said.size("r")
@@ -211,15 +219,9 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
 def _read_layers(
   folder: pathlib.Path, tensors: files.Tensors, told: dict[str, Any], c: Config, old: Adapter
 ) -> dict[str, dict[str, np.ndarray]]:
-  path, rank = folder / WEIGHTS, told["r"]
+  path, strength = folder / WEIGHTS, targets.strengths(whole.Reader(folder / CONFIG, told))
   if not tensors.found:
     raise InputError(f"{path} holds no tensor: there is no adapter in it")
-  if rank > c.experts.rank:
-    raise InputError(
-      f"{folder / CONFIG}: r = {rank} is more than config.experts.rank = {c.experts.rank}; a run "
-      f"with config.experts.rank = {rank} has room for it"
-    )
-  scale = told["lora_alpha"] / (math.sqrt(rank) if told.get("use_rslora") else rank) / old.scale
   layers = {
     name: {"a": np.array(pair["a"], np.float32), "b": np.zeros(pair["b"].shape, np.float32)}
     for name, pair in old.layers.items()
@@ -242,7 +244,12 @@ def _read_layers(
         f"{c.model.trunk_layers} leaves that one without adapters; a run with trunk_layers <= "
         f"{layer} has room for it"
       )
-    side = match[3].lower()
+    side, (rank, scale) = match[3].lower(), strength(match[1])
+    if rank > c.experts.rank:
+      raise InputError(
+        f"{folder / CONFIG}: rank {rank} of {match[1]} is more than config.experts.rank = "
+        f"{c.experts.rank}; a run with config.experts.rank = {rank} has room for it"
+      )
     whole_shape = layers[name][side].shape[1:]
     shape = (rank, whole_shape[0]) if side == "a" else (whole_shape[1], rank)
     if about.shape != shape or about.dtype not in files.DTYPES:
@@ -258,7 +265,7 @@ def _read_layers(
     if side == "a":
       layers[name]["a"][at, :, :rank] = value
     else:
-      layers[name]["b"][at, :rank] = value * np.float32(scale)
+      layers[name]["b"][at, :rank] = value * np.float32(scale / old.scale)
   return layers
 
 

@@ -17,6 +17,7 @@ from iclm.data.tokenizer import Tokenizer
 from iclm.hf import description, names, whole
 from iclm.hf import tensors as files
 
+GENERATION = "generation_config.json"
 COMPARED_ROWS = 4096  # Of two heads that are compared at a time.
 
 
@@ -83,11 +84,12 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
   return tokenizer.load(folder / chat.TOKENIZER, _specials(folder))
 
 
-def _specials(folder: pathlib.Path) -> dict[str, str | int | None]:
-  """bos, eos and pad as the tokenizer's config names them, else the model's, by id."""
-  paths = folder / chat.ABOUT, folder / description.CONFIG
-  about, model = (whole.read_json(p, "transformers") if p.is_file() else {} for p in paths)
-  told: dict[str, str | int | None] = {}
+def _specials(folder: pathlib.Path) -> dict[str, Any]:
+  """bos, eos and pad as the tokenizer's config names them, else the model's, by id; and the other
+  ids at which the model ends an answer."""
+  paths = folder / chat.ABOUT, folder / description.CONFIG, folder / GENERATION
+  about, model, spoken = (whole.read_json(p, "transformers") if p.is_file() else {} for p in paths)
+  told: dict[str, Any] = {}
   for name in ("bos", "eos", "pad"):
     token, ids = about.get(f"{name}_token"), model.get(f"{name}_token_id")
     spelt = token.get("content") if isinstance(token, dict) else token
@@ -102,7 +104,15 @@ def _specials(folder: pathlib.Path) -> dict[str, str | int | None]:
       if not isinstance(i, int) or isinstance(i, bool):
         raise InputError(f"{paths[1]}: {name}_token_id = {ids!r} must be an id, or a list of ids")
       told[name] = i
-  return told
+  if about.get("add_bos_token") is False:
+    told["bos"] = None  # It may have one, which begins no text.
+  path, ids = paths[2], spoken.get("eos_token_id")
+  if ids is None:
+    path, ids = paths[1], model.get("eos_token_id")
+  ends = ids if isinstance(ids, list) else [] if ids is None else [ids]
+  if not all(isinstance(i, int) and not isinstance(i, bool) for i in ends):
+    raise InputError(f"{path}: eos_token_id = {ids!r} must be an id, or a list of ids")
+  return told | ({"ends": ends} if ends else {})
 
 
 def _parameter(tensors: files.Tensors, p: names.Parameter, place: NamedSharding) -> Array:

@@ -11,8 +11,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 from jaxtyping import Array
 from safetensors.numpy import save_file
+from tokenizers import processors
 
 from iclm import config
 from iclm.config import InputError
@@ -146,16 +148,37 @@ def _write_tensors(
     whole.write_json(folder / files.INDEX, {"metadata": about, "weight_map": weight_map})
 
 
-def _write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, int | None]:
+def _write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, Any]:
   """The tokenizer's files. Returns its special ids, for config.json."""
-  (folder / "tokenizer.json").write_text(tokenizer.json, "utf-8")
-  ids = {name: getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
+  ids: dict[str, Any] = {n: getattr(tokenizer, f"{n}_id") for n in ("bos", "eos", "pad")}
   spelt = {added["id"]: added["content"] for added in json.loads(tokenizer.json)["added_tokens"]}
   spelt[None] = None  # A tokenizer without a bos says so.
+  (folder / "tokenizer.json").write_text(_with_bos(tokenizer, spelt), "utf-8")
   named = {f"{name}_token": spelt[i] for name, i in ids.items() if i in spelt}
   if tokenizer.chat is not None:
     named |= dict(tokenizer.chat.names)
     (folder / chat.TEMPLATE).write_text(tokenizer.chat.source, "utf-8")
+    bos = named.get("bos_token")  # That the template writes, where it writes one.
+    ids["bos"] = next((i for i, token in spelt.items() if bos is not None and token == bos), None)
+  if tokenizer.ends:
+    ids["eos"] = list(tokenizer.end_ids)
   about = {"tokenizer_class": "PreTrainedTokenizerFast"}
   whole.write_json(folder / "tokenizer_config.json", about | named)
   return {f"{name}_token_id": i for name, i in ids.items()}
+
+
+def _with_bos(tokenizer: Tokenizer, spelt: dict[int | None, str | None]) -> str:
+  """The tokenizer's JSON, which says to begin a text with bos where our rows begin with it, and not
+  to where they do not."""
+  backend = tokenizers.Tokenizer.from_str(tokenizer.json)
+  bos = spelt.get(tokenizer.bos_id)
+  has = Tokenizer.from_json(tokenizer.json).bos_id if backend.post_processor is not None else None
+  if tokenizer.chat is not None or has == tokenizer.bos_id:
+    return tokenizer.json
+  if bos is None:
+    backend.post_processor = None
+    return backend.to_str()
+  backend.post_processor = processors.TemplateProcessing(
+    single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, tokenizer.bos_id)]
+  )
+  return backend.to_str()

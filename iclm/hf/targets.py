@@ -4,7 +4,9 @@ PEFT drops the tensors of a module that its config does not name, and starts one
 tensors lack: where the two disagree, an adapter is not what it looks like.
 """
 
-from collections.abc import Collection, Iterable
+import math
+import re
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from iclm.config import InputError
@@ -49,6 +51,45 @@ def check(told: Reader, found: Collection[str], layer_of: dict[str, int]) -> Non
   for layer in sorted(layers or ()):
     if layer not in {layer_of[module] for module in found}:
       raise InputError(f"{told.path}: no tensor adapts layer {layer}, which {LAYERS} names")
+
+
+def strengths(told: Reader) -> Callable[[str], tuple[int, float]]:
+  """What PEFT takes for the rank of a module's matrices, and for the scale of their product.
+
+  The first expression of rank_pattern, and of alpha_pattern, that matches the end of the module's
+  name stands in for r, and for lora_alpha.
+
+  Raises:
+    InputError: a pattern is no mapping from expressions to numbers.
+  """
+  ranks, alphas = (_patterns(told, key) for key in ("rank_pattern", "alpha_pattern"))
+  r, alpha = told.size("r"), told.number("lora_alpha")
+  root = told.values.get("use_rslora", False)
+
+  def of(module: str) -> tuple[int, float]:
+    own = lambda among, value: next((v for k, v in among.items() if _is_meant(k, module)), value)
+    rank = int(own(ranks, r))
+    return rank, own(alphas, alpha) / (math.sqrt(rank) if root else rank)
+
+  return of
+
+
+def _is_meant(expression: str, module: str) -> bool:
+  return re.match(rf"(.*\.)?({expression})$", module) is not None
+
+
+def _patterns(told: Reader, key: str) -> dict[str, float]:
+  given = told.values.get(key) or {}
+  if not isinstance(given, dict):
+    raise InputError(f"{told.path}: {key} = {given!r} must map names of modules to numbers")
+  inner = Reader(told.path, given)
+  for name in given:
+    try:
+      re.compile(name)
+    except re.error as error:
+      raise InputError(f"{told.path}: {key} has {name!r}, no expression: {error}") from None
+    inner.size(name) if key == "rank_pattern" else inner.number(name)
+  return given
 
 
 def _ends(module: str, names: Iterable[str]) -> bool:

@@ -71,7 +71,7 @@ def cached_mask(segment_BT: Int[Array, "B T"], held_BC: Int[Array, "B C"]) -> Bo
   """Which keys of a cache its new tokens see: all of the context, and of their own segment.
 
   Args:
-    segment_BT: of the new tokens, as in `attention_mask`.
+    segment_BT: of the new tokens, as in `own_mask`.
     held_BC: of the cache's slots; 0 is a free one.
   """
   q, k = segment_BT[:, :, None], held_BC[:, None, :]

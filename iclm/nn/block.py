@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from iclm import axes
 from iclm.config import Model
-from iclm.nn import attention, lora, picked, rope
+from iclm.nn import attention, gathered, lora, rope
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 NAMES = {  # Logical axes of their input and output.
@@ -103,7 +103,7 @@ class Block(nn.Module):
   """One layer: x + attention(norm(x)), then x + SwiGLU(norm(x)).
 
   `layer` holds what experts change: name of the projection -> adapters (a, b), their scale folded
-  into b, or `Picked` matrices; and under "key" the dropout key, if any. An empty dict leaves the
+  into b, or `Gathered` matrices; and under "key" the dropout key, if any. An empty dict leaves the
   base alone. Under a cache "layer" is its number: the layer then also returns its own k_BHTK and
   v_BHTK, and its tokens attend to those in `shared.past` too, if there are any. Given `at_BC` it
   answers at these positions alone, each of which sees what it would among all.
@@ -163,15 +163,15 @@ class Block(nn.Module):
     d_in, d_out = sizes(self.model)[name]
     w_DF = _weight(self, name, (d_in, d_out), NAMES[name], d_in**-0.5)
     own = layer.get(name)
-    if isinstance(own, picked.Picked):
-      y_BTF = picked.product(x_BTD, w_DF, own)
+    if isinstance(own, gathered.Gathered):
+      y_BTF = gathered.product(x_BTD, w_DF, own)
     else:
       # Two-dimensional: the backward pass of a batched product is 1.6 times slower on CPU.
       y_NF = x_BTD.reshape(-1, d_in) @ w_DF.astype(x_BTD.dtype)
       y_BTF = y_NF.reshape(*x_BTD.shape[:-1], d_out)
     if self.model.qkv_bias and name in BIASED:
       y_BTF = y_BTF + self._bias(name, d_out).astype(y_BTF.dtype)
-    if own is None or isinstance(own, picked.Picked):
+    if own is None or isinstance(own, gathered.Gathered):
       return y_BTF
     if self.dropout > 0 and "key" in layer:
       key = jax.random.fold_in(layer["key"], PROJECTIONS.index(name))

@@ -15,10 +15,10 @@ for Muon, by optax. Deviation: laziness is per expert.
 """
 
 from iclm.optim.decay import decayed
+from iclm.optim.frozen import apply_updates
 from iclm.optim.groups import GROUPS, LOWER, from_config, group_norms, make
 from iclm.optim.lazy import expert_norms
 from iclm.optim.schedules import schedule
-from iclm.optim.still import apply_updates
 
 __all__ = [
   "GROUPS",

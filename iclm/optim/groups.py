@@ -12,9 +12,9 @@ from optax import contrib
 from iclm import axes
 from iclm.config import Config, InputError, nearest
 from iclm.optim.decay import decayed, decays
+from iclm.optim.frozen import all_but, freeze
 from iclm.optim.lazy import lazy_adamw, only
 from iclm.optim.schedules import schedule
-from iclm.optim.still import all_but, freeze
 
 LOWER = "embedding", "trunk_layers"  # Of the base, in which a tied head is the embedding.
 GROUPS = ("base", axes.INVARIANT, axes.DOMAIN, "router", "combine")

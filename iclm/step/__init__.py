@@ -1,12 +1,12 @@
 """TrainState, its init, and the two pure steps: one moves the state, one scores a batch."""
 
 from iclm.step.advance import make_train_step, train_step
-from iclm.step.score import Scores, eval_step
+from iclm.step.score import PositionScores, eval_step
 from iclm.step.state import TrainState, abstract_state, init_state
 from iclm.step.terms import check_weights
 
 __all__ = [
-  "Scores",
+  "PositionScores",
   "TrainState",
   "abstract_state",
   "check_weights",

@@ -12,13 +12,13 @@ from iclm.config import Config
 from iclm.data.pipeline import Batch
 
 
-class Scores(NamedTuple):
+class PositionScores(NamedTuple):
   """What evaluation needs of a batch, per position or per row; see `iclm.evals.accuracy`."""
 
   logp_BT: Float[Array, "B T"]  # Of the targets, nats (<= 0).
   hit_BT: Bool[Array, "B T"]  # The target is the argmax.
-  alone_logp_SBT: Float[Array, "S B T"]  # The same for each stream alone.
-  alone_hit_SBT: Bool[Array, "S B T"]
+  alone_logp_ABT: Float[Array, "A B T"]  # The same of each of `compose.heard_alone`, if asked.
+  alone_hit_ABT: Bool[Array, "A B T"]
   rate_SBT: Float[Array, "S B T"]
   index_B: Int[Array, "B"]
   confidence_B: Float[Array, "B"]
@@ -33,7 +33,7 @@ def eval_step(
   config: Config,
   model: compose.Model,
   alone: bool = True,
-) -> Scores:
+) -> PositionScores:
   """Scores the targets of a batch; deterministic where `key` is None, else its messages are drawn.
 
   Args:
@@ -51,7 +51,7 @@ def eval_step(
   if output.routing is not None:
     first = (slice(None), *(0,) * (output.routing.index_B.ndim - 1))  # Of tokens: the first one's.
     index_B, confidence_B = output.routing.index_B[first], output.routing.confidence_B[first]
-  return Scores(logp_BT, hit_BT, alone_logp, alone_hit, rate, index_B, confidence_B)
+  return PositionScores(logp_BT, hit_BT, alone_logp, alone_hit, rate, index_B, confidence_B)
 
 
 def _score(logits_BTV, targets_BT):

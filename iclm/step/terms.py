@@ -10,7 +10,7 @@ from iclm import compose, information, losses, optim, routing
 from iclm.config import Config, InputError
 from iclm.data.pipeline import Batch
 
-# Terms that the router adds: its own names -> (metric with unit, weight in config.loss).
+# Terms that the router adds: its own names, with their units -> the weight's name in config.loss.
 ROUTER_TERMS = {
   "balance_ratio": "balance",
   "z_nats2": "zloss",

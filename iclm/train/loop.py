@@ -129,10 +129,12 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, sources, tokenizer, 
               scored[c.evaluation.best]["accuracy"] if evaluated and c.evaluation.best else None
             )
             saves.save(n, state, meta, best)
-      if n == c.steps and not scored:  # It was complete already, and its log is.
-        scored = evaluate(state.params, None, n)
-  train_s = time.monotonic() - begun
-  if n == c.steps:
+      # Of a run that was complete already, as its log is, nothing is told anew: code moves on.
+      told = workdir.results_of(folder) if first == c.steps else None
+      if n == c.steps and not scored:
+        scored = told["sets"] if told else evaluate(state.params, None, n)
+  train_s = told["train_s"] if told else time.monotonic() - begun
+  if n == c.steps and not told:
     data = assemble.provenance(training, c.steps * c.batch_size, sets)
     provenance = workdir.provenance(c) | {"data": data}
     sizes = {name: locality.size(state.params, [name]) for name in state.params}

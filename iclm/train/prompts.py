@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from iclm import compose, manifest, outputs, processes, progress, sharding
 from iclm.config import Config, InputError
-from iclm.data import kept, pipeline
+from iclm.data import pipeline, prompt_cache
 from iclm.step import TrainState
 
 FOLDER = "prompts"
@@ -31,7 +31,7 @@ def keep(
   loader: pipeline.Loader,
   sources: dict[str, pipeline.Source],
   folder: pathlib.Path,
-) -> dict[str, kept.Rows]:
+) -> dict[str, prompt_cache.Rows]:
   """The sources, their rows with what the router reads of them.
 
   It lies in the run's folder under a manifest, prompts/NAME.npy: float32 of rows by D. A run that
@@ -63,7 +63,7 @@ def keep(
         manifest.write(place, {"rows": n_rows})
     outputs.wait_for(place / manifest.NAME)
   load = lambda name: np.load(place / f"{name}.npy", mmap_mode="r")
-  return {name: kept.Rows(rows, load(name)) for name, rows in sources.items()}
+  return {name: prompt_cache.Rows(rows, load(name)) for name, rows in sources.items()}
 
 
 def _is_whole(place: pathlib.Path, n_rows: dict[str, int]) -> bool:

@@ -23,7 +23,12 @@ def new_tokenizer(c: Config, training) -> Tokenizer:
     return assemble.make_tokenizer(c, training)
   if hf.is_folder(source):
     return hf.load_tokenizer(source)
-  return workdir.load_run(source, c.mesh).tokenizer
+  found = workdir.kept_tokenizer(source, workdir.template_of(source))
+  if found is None:
+    raise InputError(
+      f"config.checkpoint.init_from = {str(source)!r} is no run: it has no tokenizer"
+    )
+  return found
 
 
 def fresh(c: Config, model: compose.Model, tx, mesh, key, loader: pipeline.Loader):

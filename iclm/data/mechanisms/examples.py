@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Sequence
 
+from iclm.config import check_known
 from iclm.data.mechanisms import tasks
 from iclm.data.mechanisms.operations import OPERATIONS, apply, kind_of
 from iclm.data.mechanisms.surfaces import SURFACES, in_one_layout
@@ -28,7 +29,7 @@ def example(task: Task, split: str, seed: int, index: int) -> Example:
     InputError: the task has no such split, or a setting out of its range.
   """
   found = tasks.splits(task)
-  tasks.check_known("split", split, found)
+  check_known("split of mechanisms", split, found)
   case = found[split].cases[index % len(found[split].cases)]
   rng = random.Random(f"{seed}/{split}/{index}")
   return _written(rng, task, found[split], case, f"{split}/{index}")
@@ -52,7 +53,7 @@ def shift(
     InputError: a surface, operation or part is not known, or the operation becomes itself.
   """
   tasks.check_shift(task, Shift(surface, operation, becomes))
-  tasks.check_known("part", part, ("train", "val", "test"))
+  check_known("part of mechanisms", part, ("train", "val", "test"))
   case = Case(surface, (operation,), (becomes,))
   split = Split((case,), part, task.lengths)
   name = f"shift/{surface}/{operation}/{becomes}/{part}"

@@ -4,10 +4,10 @@ import functools
 import itertools
 import random
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from iclm.config import InputError, nearest
+from iclm.config import InputError, check_known
 from iclm.data.mechanisms.operations import OPERATIONS, apply, kind_of
 from iclm.data.mechanisms.surfaces import SIZE, SURFACES, Surface, in_one_layout
 
@@ -212,9 +212,9 @@ def splits(task: Task) -> Mapping[str, Split]:
 def _check(task: Task) -> None:
   """Raises InputError if a setting of the task is out of its range."""
   for surface in (*task.surfaces, *([task.new_surface] if task.new_surface else [])):
-    check_known("surface", surface, SURFACES)
+    check_known("surface of the task", surface, SURFACES)
   for operation in task.operations:
-    check_known("operation", operation, OPERATIONS)
+    check_known("operation of the task", operation, OPERATIONS)
   if task.new_surface in task.surfaces:
     raise InputError(f"new_surface = {task.new_surface!r} is trained; name one that is not.")
   if task.size > SIZE:
@@ -236,14 +236,8 @@ def _check(task: Task) -> None:
 
 def check_shift(task: Task, shift: Shift) -> None:
   """Raises InputError if a shift names what the task has not, or shifts nothing."""
-  check_known("surface", shift.surface, task.surfaces)
-  check_known("operation", shift.operation, task.operations)
-  check_known("becomes", shift.becomes, task.operations)
+  check_known("surface of the task", shift.surface, task.surfaces)
+  check_known("operation of the task", shift.operation, task.operations)
+  check_known("becomes of the task", shift.becomes, task.operations)
   if shift.operation == shift.becomes:
     raise InputError(f"becomes = {shift.becomes!r} shifts nothing; name another operation.")
-
-
-def check_known(name: str, value: str, known: Collection[str]) -> None:
-  """Raises InputError if a value is none of the known ones, and tells the nearest."""
-  if value not in known:
-    raise InputError(f"{name} = {value!r} of the task is not known; {nearest(value, known)}")

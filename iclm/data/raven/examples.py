@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
-from iclm.config import InputError, nearest
+from iclm.config import check_known
 from iclm.data.raven import answers, problems, rules, solver, world
 from iclm.data.raven.world import Configuration, Form
 from iclm.data.records import Example
@@ -48,8 +48,7 @@ def example(
     ("task", task, TASKS),
     ("split", split, SPLITS),
   ):
-    if value not in known:
-      raise InputError(f"{what} = {value!r} is not known to RAVEN; {nearest(value, known)}")
+    check_known(f"{what} of RAVEN", value, known)
   rng = random.Random(f"{seed}/raven/{configuration}/{split}/{index}")
   if task == "balanced":
     problem, wrong = answers.draw_balanced(rng, configuration)

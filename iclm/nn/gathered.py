@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-class Picked(NamedTuple):
+class Gathered(NamedTuple):
   """Matrices in stacks that are numbered one behind the other, and which of them each row takes."""
 
   stacks: tuple[Float[Array, "_ D F"], ...]
@@ -35,7 +35,7 @@ def pick(stacks: Sequence[Float[Array, "_ ..."]], index_N: Int[Array, "N"]) -> A
 
 @jax.checkpoint
 def product(
-  x_NTD: Float[Array, "N T D"], w_DF: Float[Array, "D F"], own: Picked
+  x_NTD: Float[Array, "N T D"], w_DF: Float[Array, "D F"], own: Gathered
 ) -> Float[Array, "N T F"]:
   """x times the base's matrix and, added to it, each row's own; in the dtype of x."""
   w_NDF = (w_DF[None] + pick(own.stacks, own.index_N)).astype(x_NTD.dtype)

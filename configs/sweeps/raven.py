@@ -1,0 +1,15 @@
+"""RAVEN out of distribution: trained on one configuration, evaluated on two others.
+
+  python -m experiments.sweep --sweep=configs/sweeps/raven.py --workdir=runs/raven_sweep --jobs=2
+
+The systems are those of `configs/sweeps/acre_comp.py`. It has not been run yet.
+"""
+
+from ml_collections import config_dict
+
+from configs.sweeps import acre_comp
+
+
+def get_sweep() -> config_dict.ConfigDict:
+  out = ("in_center_out_center", "distribute_four")
+  return acre_comp.few_systems("configs/raven.py", 3_000, out, "center_single")
