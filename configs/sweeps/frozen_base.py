@@ -20,6 +20,7 @@ SYSTEMS = {
   BASE: {"steps": 300, "experts.kind": "none", "trains.base": True} | NO_TERMS,
   "dense_one": ALWAYS_ON | {"experts.invariant": False},
   "dense_two": ALWAYS_ON,
+  "dense_two_thrice_the_steps": ALWAYS_ON | {"steps": 3_000},
   "dense_two_group_dro": ALWAYS_ON | {"loss.group_dro": 0.01},
   "dense_lora": ALWAYS_ON | {"experts.kind": "lora", "experts.rank": 32, "experts.alpha": 32.0},
   "iclm": {},
