@@ -71,7 +71,7 @@ def test_what_greedy_decoding_says_is_greedy_and_another_text_is_not(asked):
   for context, answer in zip(["a b c", "cat sat on"], said, strict=True):
     piece = asked.encode(context, "a")
     own = dataclasses.replace(piece, continuation=answer.tokens)
-    other = dataclasses.replace(piece, continuation=[*answer.tokens.parts, answer.tokens[-1] ^ 1])
+    other = dataclasses.replace(piece, continuation=[*answer.tokens[:-1], answer.tokens[-1] ^ 1])
     (_, yes), (_, no) = asked([own, other])
     assert yes and not no
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,9 +10,8 @@ from typing import Any, SupportsInt
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from iclm import config
 from iclm.config import InputError
-from iclm.data import records
+from iclm.data import records, specials
 from iclm.data.chat import Template
 
 # Numbers, words with the space before them, white space, and runs of everything else.
@@ -29,18 +27,6 @@ SYMBOLS = r"(?:\p{N}+|\b\p{Lu})[^\p{L}\p{N}]+"
 PHRASES = r"\p{L}+(?:[ ,]+\p{L}+){5,}|\p{N}+|\p{L}+|[,.:;()\[\]]+\s*|\s+|[^\p{L}\p{N}\s,.:;()\[\]]+"
 
 _ANCHOR = "\n"  # What a text is laid behind to see how it goes on.
-PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
-
-# Their usual spellings in files of other makers, the likeliest first.
-_SPELLINGS = {
-  "pad": (PAD, "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>"),
-  "bos": (BOS, "<s>", "<|begin_of_text|>", "[BOS]", "<|startoftext|>", "<｜begin▁of▁sentence｜>"),
-  "eos": (
-    *(EOS, "</s>", "<|end_of_text|>", "<|endoftext|>", "[EOS]", "<|im_end|>", "<|eot_id|>"),
-    "<｜end▁of▁sentence｜>",
-  ),
-}
-_NAMED = '{"named": '  # How a tokenizer begins whose special tokens its own file does not tell.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +77,7 @@ class Tokenizer:
 
   def special_id(self, text: str) -> int | None:
     """The id of the special token that a text spells; None where it spells none."""
-    return _special(self._backend).get(text)
+    return specials.of(self._backend).get(text)
 
   def encode(self, text: str, behind: bool = False) -> list[int]:
     """Returns the ids of the text, without special ones; see `encode_many`."""
@@ -136,7 +122,7 @@ class Tokenizer:
     if not self.named and not self.ends:
       return self.json
     ends = {"ends": list(self.ends)} if self.ends else {}
-    return json.dumps({"named": dict(self.named) | ends, "json": self.json})
+    return specials.to_json(dict(self.named) | ends, self.json)
 
   def under(self, template: Template | None) -> "Tokenizer":
     """Returns this tokenizer for prompts of a template, whose eos_token ends an answer.
@@ -172,22 +158,21 @@ class Tokenizer:
     Raises:
       InputError: the text is no tokenizer, has no end-of-sequence token, or not one that is told.
     """
-    if text.startswith(_NAMED):
-      text, told = _kept(text, told or {})
+    text, told = specials.kept(text, told or {})
     try:
       backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # The library raises bare Exception.
       raise InputError(f"this is no tokenizer.json: {error}.") from None
     ids = backend.get_vocab(with_added_tokens=True)
-    usual = _usual(backend, ids)
-    told = dict(told or {})
-    ends = [_id(backend, "eos", token) for token in told.pop("ends", ())]
-    named = {name: _id(backend, name, token) for name, token in told.items()}
+    usual = specials.usual(backend, ids)
+    told = dict(told)
+    ends = [specials.id_of(backend, "eos", token) for token in told.pop("ends", ())]
+    named = {name: specials.id_of(backend, name, token) for name, token in told.items()}
     if backend.post_processor is not None and named.get("bos") is not None:
       del named["bos"]
     eos_id = named.get("eos", usual["eos"])
     if eos_id is None:
-      known = list(_SPELLINGS["eos"])
+      known = list(specials.SPELLINGS["eos"])
       raise InputError(f"the tokenizer has no end-of-sequence token; name one of {known}.")
     if usual["pad"] is None:
       usual["pad"] = eos_id
@@ -240,12 +225,12 @@ def train(
   backend.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
-    special_tokens=[PAD, BOS, EOS],
+    special_tokens=[specials.PAD, specials.BOS, specials.EOS],
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )
   # A merge that spells a special token would take its id: never let one see the whole spelling.
-  special = re.compile("|".join((PAD, BOS, EOS)))
+  special = re.compile("|".join((specials.PAD, specials.BOS, specials.EOS)))
   backend.train_from_iterator((piece for text in texts for piece in special.split(text)), trainer)
   return Tokenizer.from_json(backend.to_str())
 
@@ -288,16 +273,6 @@ def load(path: str | pathlib.Path, told: Mapping[str, Any] | None = None) -> Tok
     raise InputError(f"{path}: {error}") from None
 
 
-def _kept(text: str, told: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-  """The tokenizer's own JSON and its special tokens, of what `Tokenizer.to_json` wrote."""
-  try:
-    kept = json.loads(text)
-    named = dict(kept["named"])
-    return str(kept["json"]), named | {"ends": list(named.get("ends", ()))} | dict(told)
-  except (ValueError, KeyError, TypeError) as error:
-    raise InputError(f"this is no tokenizer that a run keeps: {error!r}.") from None
-
-
 def _own(encoding: tokenizers.Encoding, n_mark: int) -> list[int] | None:
   """The ids behind the first `n_mark` characters; None where a token spans the border."""
   if not n_mark:
@@ -306,33 +281,3 @@ def _own(encoding: tokenizers.Encoding, n_mark: int) -> list[int] | None:
     return None
   spans = zip(encoding.ids, encoding.offsets, strict=True)
   return [i for i, (start, _) in spans if start >= n_mark]
-
-
-def _usual(backend: tokenizers.Tokenizer, ids: Mapping[str, int]) -> dict[str, int | None]:
-  """The special tokens that a file lets expect which does not say what they are."""
-  special = _special(backend)
-  first = lambda among, names: next((among[name] for name in names if name in among), None)
-  usual = {}
-  for name, spellings in _SPELLINGS.items():
-    i = first(special, spellings)
-    usual[name] = first(ids, spellings) if i is None else i
-  if backend.post_processor is not None:
-    backend.no_padding()
-    backend.no_truncation()
-    bare, whole = (backend.encode("a", add_special_tokens=adds).ids for adds in (False, True))
-    usual["bos"] = whole[0] if whole[:1] != bare[:1] else None
-  return usual
-
-
-def _special(backend: tokenizers.Tokenizer) -> dict[str, int]:
-  added = backend.get_added_tokens_decoder()
-  return {token.content: i for i, token in added.items() if token.special}
-
-
-def _id(backend: tokenizers.Tokenizer, name: str, token: str | int | None) -> int | None:
-  ids = backend.get_vocab(with_added_tokens=True)
-  found = ids.get(token) if isinstance(token, str) else token
-  if token is not None and found not in ids.values():
-    near = config.nearest(str(token), _special(backend))
-    raise InputError(f"the tokenizer has no token {token!r}, which is named as its {name}; {near}.")
-  return found
