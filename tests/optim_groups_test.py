@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from optim_test import ALL, N_EXPERTS, ONES, build, moved, same_bits, step, take, tree
+from optim_test import ALL, N_EXPERTS, build, moved, same_bits, step, take, tree
 
 from configs import base
 from iclm import config, optim
@@ -80,15 +80,15 @@ def test_decay_is_on_matrices_alone():
   same_bits(params["router"]["prototypes_EP"], after["router"]["prototypes_EP"])
 
 
-def test_lr_scale_scales_the_move_of_its_group():
+def test_the_router_has_a_rate_of_its_own():
   params, grads = tree(0), tree(1)
   results = {}
   for scale in (1.0, 0.5):
-    tx = build(lr_scale=ONES | {"router": scale, "domain": scale})
+    tx = build(router_lr=scale)
     after, _ = step(tx)(params, tx.init(params), grads)
     results[scale] = jax.tree.map(lambda a, b: a - b, after, params)
   for group in optim.GROUPS:
-    factor = 0.5 if group in ("router", "domain") else 1.0
+    factor = 0.5 if group == "router" else 1.0
     jax.tree.map(
       lambda half, full, f=factor: np.testing.assert_allclose(half, f * full, atol=1e-6),
       results[0.5][group],

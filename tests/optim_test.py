@@ -9,28 +9,21 @@ import numpy as np
 import optax
 import pytest
 
-from iclm import optim
+from iclm import config, optim
 from iclm.config import InputError
 
 ALL = dict.fromkeys(optim.GROUPS, True)
-ONES = dict.fromkeys(optim.GROUPS, 1.0)
 N_EXPERTS = 3
 
 
-def build(**changes):
-  settings = dict(
-    kind="adamw",
-    lr=optax.constant_schedule(0.1),
-    b1=0.9,
-    b2=0.99,
-    eps=1e-8,
-    weight_decay=0.5,
-    clip=1.0,
-    lr_scale=ONES,
-    trainable=ALL,
-    still=(),
-  )
-  return optim.make(**(settings | changes))
+def build(trainable=ALL, still=(), lr=None, **changes):
+  settings = {
+    "kind": "adamw", "lr": 0.1, "schedule": "constant", "warmup": 1, "decay": 0.3, "end": 0.0,
+    "b1": 0.9, "b2": 0.99, "eps": 1e-8, "weight_decay": 0.5, "clip": 1.0, "router_lr": 1.0,
+  }  # fmt: skip
+  lr = optax.constant_schedule(0.1) if lr is None else lr
+  o = config.Optimizer(**(settings | changes))
+  return optim.make(o, lr, trainable=trainable, still=still)
 
 
 def tree(seed, scale=1.0):

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from optax import contrib
 
 from iclm import axes
-from iclm.config import Config, InputError, nearest
+from iclm.config import Config, InputError, Optimizer, nearest
 from iclm.optim.decay import decayed, decays
 from iclm.optim.frozen import all_but, freeze
 from iclm.optim.lazy import lazy_adamw, only
@@ -28,42 +28,23 @@ def from_config(config: Config) -> optax.GradientTransformation:
   moves = {name: getattr(trains, name) for name in GROUPS}
   if trains.domain and trains.only_experts:
     moves["domain"] = trains.only_experts
-  return make(
-    kind=o.kind,
-    lr=schedule(o.schedule, lr=o.lr, warmup=o.warmup, steps=config.steps, decay=o.decay, end=o.end),
-    b1=o.b1,
-    b2=o.b2,
-    eps=o.eps,
-    weight_decay=o.weight_decay,
-    clip=o.clip,
-    lr_scale=dict.fromkeys(GROUPS, 1.0) | {"router": o.router_lr},
-    trainable=moves,
-    still=() if trains.lower else LOWER,
-  )
+  lr = schedule(o.schedule, lr=o.lr, warmup=o.warmup, steps=config.steps, decay=o.decay, end=o.end)
+  return make(o, lr, trainable=moves, still=() if trains.lower else LOWER)
 
 
 def make(
-  *,
-  kind: Literal["adamw", "muon"],
+  o: Optimizer,
   lr: optax.Schedule,
-  b1: float,
-  b2: float,
-  eps: float,
-  weight_decay: float,
-  clip: float,
-  lr_scale: Mapping[str, float],
+  *,
   trainable: Mapping[str, bool | tuple[int, ...]],
   still: tuple[str, ...],
 ) -> optax.GradientTransformation:
-  """AdamW per group; apply its updates with `apply_updates`.
+  """AdamW per group, or under `kind = "muon"` Muon for the base; apply with `apply_updates`.
 
   Args:
-    kind: what moves the base; all else goes by AdamW. See `muon`.
-    lr: of the global step.
-    b1: decay of the momentum, under either kind.
-    weight_decay: decoupled, times the learning rate; on matrices alone (see `UNDECAYED`).
-    clip: largest gradient norm of a group, and of each single domain expert; inf for none.
-    lr_scale: group -> factor of its learning rate.
+    o: decay, on matrices alone (see `UNDECAYED`), is times the learning rate; the clip is the
+      largest gradient norm of a group, and of each single domain expert.
+    lr: of the global step; that of the router times `router_lr`.
     trainable: group -> whether it moves; for "domain" also the indices of the experts that do.
       What is frozen, a group, an expert or a part of the base, has no moments.
     still: parts of the base that do not move with it.
@@ -72,31 +53,31 @@ def make(
     A transformation whose state is a dict: group -> the state of its optimizer.
 
   Raises:
-    InputError: a name is not a group. At init: a group of the parameters is not in `lr_scale` and
-      `trainable`, or an expert's index is out of range.
+    InputError: a name is not a group. At init: a group of the parameters is not in `trainable`, or
+      an expert's index is out of range.
   """
-  for given, names in (("lr_scale", lr_scale), ("trainable", trainable)):
-    for name in names:
-      if name not in GROUPS:
-        raise InputError(f"{given} names {name!r}, which is no group: {nearest(name, GROUPS)}")
+  for name in trainable:
+    if name not in GROUPS:
+      raise InputError(f"trainable names {name!r}, which is no group: {nearest(name, GROUPS)}")
 
   @functools.cache
   def of(group: str) -> optax.GradientTransformation:
-    if group not in trainable or group not in lr_scale:
-      raise InputError(f"parameters have a group {group!r} that trainable and lr_scale do not name")
-    moves, rate = trainable[group], lambda step: lr_scale[group] * lr(step)
+    if group not in trainable:
+      raise InputError(f"parameters have a group {group!r} that trainable does not name")
+    scale = o.router_lr if group == "router" else 1.0
+    moves, rate = trainable[group], lambda step: scale * lr(step)
     if moves is False:
       return freeze()
     if group == axes.DOMAIN:
-      every = lazy_adamw(rate, b1, b2, eps, weight_decay, clip)
+      every = lazy_adamw(rate, o.b1, o.b2, o.eps, o.weight_decay, o.clip)
       return every if moves is True else only(every, moves)
     if moves is not True:
       raise InputError(f"trainable[{group!r}] = {moves!r} must be True or False")
-    if group == "base" and kind == "muon":
-      moved = muon(rate, b1, b2, eps, weight_decay)
+    if group == "base" and o.kind == "muon":
+      moved = muon(rate, o)
     else:
-      moved = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decayed)
-    moved = optax.chain(optax.clip_by_global_norm(clip), moved)
+      moved = optax.adamw(rate, o.b1, o.b2, o.eps, weight_decay=o.weight_decay, mask=decayed)
+    moved = optax.chain(optax.clip_by_global_norm(o.clip), moved)
     return all_but(moved, still) if group == "base" and still else moved
 
   def init(params):
@@ -109,9 +90,7 @@ def make(
   return optax.GradientTransformation(init, update)
 
 
-def muon(
-  lr: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: float
-) -> optax.GradientTransformation:
+def muon(lr: optax.Schedule, o: Optimizer) -> optax.GradientTransformation:
   """Muon for the matrices of stacked layers, Adam without weight decay for all else.
 
   An update has the RMS that AdamW's tends to have, so that one learning rate serves both.
@@ -124,11 +103,11 @@ def muon(
 
   return contrib.muon(
     lr,
-    beta=b1,
-    eps=eps,
-    weight_decay=weight_decay,
-    adam_b1=b1,
-    adam_b2=b2,
+    beta=o.b1,
+    eps=o.eps,
+    weight_decay=o.weight_decay,
+    adam_b1=o.b1,
+    adam_b2=o.b2,
     muon_weight_dimension_numbers=matrices,
     consistent_rms=ADAM_RMS,
   )
