@@ -42,7 +42,9 @@ def test_records_in_the_style_of_corr2cause_load(tmp_path):
 
 def test_evals_form_joins_contents_by_one_newline(tmp_path):
   messages = [{"role": "system", "content": "a "}, {"role": "user", "content": "b: "}]
-  line = json.dumps({"input": messages, "ideal": ["é"], "choice_strings": ["é", "x"]})
+  line = json.dumps(
+    {"input": messages, "ideal": ["é"], "choices": [], "choice_strings": ["é", "x"]}
+  )
   path = write(tmp_path / "val.jsonl.gz", line)
   assert records.load(path) == [records.Example("a \nb: ", "é", ("é", "x"), "val", "all", "val:1")]
 

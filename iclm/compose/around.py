@@ -31,10 +31,10 @@ from iclm.nn import block, transformer
 
 def run(upper: serving.Upper) -> tuple[Array, Array, Array]:
   """Returns logits_BTV, messages_SBTZ and rate_SBT; its passes are `lower`, `core` and `upper`."""
-  config, decoder, expert, passes, params, x_BTD, shared, routed, keys, do, at_BC = upper
+  config, decoder, expert, passes, params, x_BTD, shared, routed, draws, do, at_BC = upper
   t = config.topology
   split = lambda key: (None, None, None) if key is None else jax.random.split(key, 3)
-  drop, noise = map(split, keys)
+  drop, noise = split(draws.dropout), split(draws.message)
   domain = expert.rows([params["domain"]], routed.index_B)
   invariant = jax.tree.map(lambda x: x[None], params["invariant"])
   core = expert.rows([invariant], jnp.zeros(len(x_BTD), jnp.int32))

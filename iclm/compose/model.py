@@ -1,7 +1,7 @@
 """The one apply, and the parameters that it takes."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -166,34 +166,62 @@ def _apply(
   x_BTD = call("trunk", "trunk", embedded_BTD, shared)
   base_BTD: Any = None
   routed, read, prompt = _kept_route(config, cache), None, None
-  # Token by token, what a pass costs is the weights that it reads: there the base runs as one row
-  # more beside the streams.
-  can_join = cache is not None and config.combine == "residual" and not serving.is_block(config)
-  joins = can_join and routed is not None
-  apart = config.combine == "residual" and not joins
-  is_read = config.router.reads == "base" and routed is None and batch.read_BD is None
-  if apart or is_read:
+  base = _base_pass(config, cache is not None, routed is not None, batch.read_BD is not None)
+  if base.is_summed or base.is_read:
     # What only the router of a prompt reads is not needed again.
-    again = apart or config.router.level == "token"
-    asked = None if is_read else at_BC  # A router reads every token of a prompt.
+    again = base.is_summed or config.router.level == "token"
+    asked = None if base.is_read else at_BC  # A router reads every token of a prompt.
     base_BTD = call("base" if again else None, "upper", x_BTD, {}, shared, asked)
   if routed is None:
     state_BTD = {"embed": embedded_BTD, "trunk": x_BTD, "base": base_BTD}[config.router.reads]
     read = _read(config, state_BTD, batch)
     routed, prompt = _route(config, params["router"], read, batch, draws.route, do, tau)
-  states = params, x_BTD, shared, routed
-  keys = draws.dropout, draws.message
-  upper = serving.Upper(config, decoder, expert, passes, *states, keys, do, at_BC)
+  upper = serving.Upper(
+    config=config,
+    decoder=decoder,
+    expert=expert,
+    passes=passes,
+    params=params,
+    x_BTD=x_BTD,
+    shared=shared,
+    routed=routed,
+    draws=draws,
+    do=do,
+    at_BC=at_BC,
+  )
   if config.topology.kind == "around":
     told = *around.run(upper), None
   else:
-    base_BCD = block.pick(base_BTD, at_BC if is_read else None)
-    told = parallel.run(upper, base_BCD if apart else None, alone=alone)
+    base_BCD = block.pick(base_BTD, at_BC if base.is_read else None)
+    told = parallel.run(upper, base_BCD if base.is_summed else None, alone=alone)
   logits_BTV, messages_SBTZ, rate_SBT, alone_SBTV = told
-  if can_join and apart:
+  if base.will_join and base.is_summed:
     passes.join("streams", "base")
   cached = passes.grown(batch, None if config.router.level == "token" else routed)
   return Output(logits_BTV, routed, messages_SBTZ, rate_SBT, alone_SBTV, read, prompt, cached)
+
+
+class _BasePass(NamedTuple):
+  """What the base's own pass through the upper layers, which no expert changes, is run for.
+
+  Attributes:
+    is_summed: its state is a summand of the logits, and no row of the streams' pass is it.
+    is_read: the router reads it.
+    will_join: token by token, what a pass costs is the weights that it reads: from the second pass
+      over a cache on, the base is one row more beside the streams.
+  """
+
+  is_summed: bool
+  is_read: bool
+  will_join: bool
+
+
+def _base_pass(config: Config, is_cached: bool, is_routed: bool, is_kept: bool) -> _BasePass:
+  """Args: there is a cache; it holds a route; what the router reads of a prompt comes with it."""
+  residual = config.combine == "residual"
+  will_join = is_cached and residual and not serving.is_block(config)
+  is_read = config.router.reads == "base" and not is_routed and not is_kept
+  return _BasePass(residual and not (will_join and is_routed), is_read, will_join)
 
 
 def _kept_route(config: Config, cache: Cache | None) -> routing.Routing | None:

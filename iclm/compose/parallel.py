@@ -28,8 +28,7 @@ def run(
     base_BCD: states of the base where they are asked for; None where nothing needs them, or where
       they are computed with the streams (residual, under a cache).
   """
-  config, decoder, expert, passes, params, x_BTD, shared, routed, keys, do, at_BC = upper
-  k_drop, k_noise = keys
+  config, decoder, expert, passes, params, x_BTD, shared, routed, draws, do, at_BC = upper
   serve = functools.partial(serving.serve, config, expert, params, routed, x_BTD.shape[1])
   joins = config.combine == "residual" and base_BCD is None
   served, whole = serve(), serve(with_base=joins)
@@ -41,14 +40,14 @@ def run(
     args = {"params": params["base"]}, repeat(x_BTD), adapters, shared, at_RC
     return passes("streams", functools.partial(decoder.apply, *args, method="upper"))
 
-  state = expert.apply(whole.params, layers, k_drop)
+  state = expert.apply(whole.params, layers, draws.dropout)
   if joins:
     every = state.reshape(-1, whole.n, *state.shape[1:])
     state, base_BCD = every[:, :-1].reshape(-1, *state.shape[1:]), every[:, -1]
   base: Any = base_BCD
   if served.weights is not None:
     served = served._replace(weights=shared.at(at_RC).weights_BTE)
-  said, z, rate = serving.speak(config, expert, served, state, k_noise, do)
+  said, z, rate = serving.speak(config, expert, served, state, draws.message, do)
   per_stream = functools.partial(serving.per_stream, config, served, routed)
   spoken: Any = per_stream(said)
   said_SBTD = spoken.astype(x_BTD.dtype)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from iclm import axes, experts, information
 from iclm.compose.cache import Passes
-from iclm.compose.interface import Intervention
+from iclm.compose.interface import Draws, Intervention
 from iclm.config import Config, InputError
 from iclm.nn import block, transformer
 from iclm.routing import Routing
@@ -69,7 +69,7 @@ class Upper(NamedTuple):
   x_BTD: Float[Array, "B T D"]  # States of the trunk.
   shared: block.Shared
   routed: Routing
-  keys: tuple[Any, Any]  # Of dropout and of the messages; None for deterministic.
+  draws: Draws
   do: Intervention
   at_BC: Int[Array, "B C"] | None  # The positions that are asked for; None for all.
 

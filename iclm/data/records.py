@@ -142,7 +142,10 @@ def _example(
     prompt = plain = _text(_required(record, "prompt"), "prompt", numbers=False)
     key, answer = "answer", _required(record, "answer")
   answer = _text(answer, key, numbers=True)
-  choices = _choices(record.get("choices", record.get("choice_strings", [])), answer)
+  given = [
+    record[key] for key in ("choices", "choice_strings") if record.get(key) not in (None, [])
+  ]
+  choices = _choices(given[0] if given else [], answer)
   if template is not None:
     for said in (answer, *choices):
       template.check(said, f"{key!r} or a choice")
