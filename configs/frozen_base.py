@@ -25,6 +25,7 @@ def get_config(part: str = "experts"):
   """`part` is base, or experts on the base in runs/frozen/base (checkpoint.init_from)."""
   change = base.pick(part, {"base": _base, "experts": _experts})
   c = quickstart.get_config()
+  c.model.trunk_layers = 2  # Experts own the upper half, as in all that was published of it.
   c.evaluation.update(every=0, best="")
   c.evaluation.sets.iid_val = base.source(tfds="mechanisms/default", split="iid_val", limit=1_000)
   c.study.plain_base = False

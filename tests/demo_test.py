@@ -17,7 +17,8 @@ import json
 import numpy as np
 from conftest import ROOT
 
-from iclm import generate, workdir
+from configs import frozen_base
+from iclm import config, generate, workdir
 from iclm.data import mechanisms
 
 DEMO = ROOT / "colab" / "demo"
@@ -35,6 +36,15 @@ def test_it_answers_as_well_as_it_says():
   assert {a.expert for a in answers} == set(range(run.config.experts.count))
   right = np.mean([a.text == e.answer for a, e in zip(answers, examples, strict=True)])
   assert abs(right - told) < 0.2  # Nearly three standard errors of 48 answers.
+
+
+def test_its_config_is_still_that_of_the_repository():
+  """Other configs derive from one another, and what changes one may change this one unseen."""
+  mine = config.to_dict(config.from_config_dict(frozen_base.get_config()))
+  demo = json.loads((DEMO / workdir.CONFIG).read_text())
+  apart = {"data", "evaluation", "study", "checkpoint", "mesh"}
+  different = [key for key in demo.keys() - apart if demo[key] != json.loads(json.dumps(mine[key]))]
+  assert not different
 
 
 def test_it_is_small_and_names_no_machine():
