@@ -15,6 +15,7 @@ def get_config():
   c = quickstart.get_config()
   c.steps = 1_200
   c.batch_size = 64
+  c.model.trunk_layers = 2  # As in all that was published of it.
   c.model.position_gap = 3  # Without it no model that was tried answers one longer input.
   c.experts.count = 6
   c.optimizer.kind = "muon"

@@ -105,3 +105,10 @@ def test_rows_of_evaluation_are_shared_evenly():
       experts__count=4,
     )
     assert c.evaluation_rows == expected
+
+
+@pytest.mark.parametrize("name", ["mechanisms", "frozen_base"])
+def test_what_was_studied_keeps_its_layers(name):
+  """Both configs derive from the quickstart, whose experts were given every layer later."""
+  c = importlib.import_module(f"configs.{name}").get_config()
+  assert (c.model.layers, c.model.trunk_layers) == (4, 2)
