@@ -29,6 +29,7 @@ SYSTEMS = {
   "ten_experts": {"experts.count": 10},
   "no_invariant": {"experts.invariant": False, "loss.dependence": 0.0},
   "no_bottleneck": NO_BOTTLENECK,
+  "no_bottleneck_thrice_the_steps": NO_BOTTLENECK | {"steps": 3_000},
   "no_bottleneck_random_router": NO_BOTTLENECK | NO_ROUTER | {"router.kind": "random"},
   "beta_0": {"loss.beta": 0.0},
   "tenth_beta": {"loss.beta": 1e-4},
