@@ -236,8 +236,8 @@ def _check(task: Task) -> None:
 
 def check_shift(task: Task, shift: Shift) -> None:
   """Raises InputError if a shift names what the task has not, or shifts nothing."""
-  check_known("surface of the task", shift.surface, task.surfaces)
-  check_known("operation of the task", shift.operation, task.operations)
-  check_known("becomes of the task", shift.becomes, task.operations)
+  check_known("surface", shift.surface, task.surfaces)
+  check_known("operation", shift.operation, task.operations)
+  check_known("becomes", shift.becomes, task.operations)
   if shift.operation == shift.becomes:
     raise InputError(f"becomes = {shift.becomes!r} shifts nothing; name another operation.")
