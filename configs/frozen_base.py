@@ -1,4 +1,4 @@
-"""The quickstart's experts on a base that is frozen before it can do the task: each is necessary.
+"""The quickstart's experts on a base that is frozen before it can do the task: each is used.
 
   python -m experiments.train --config=configs/frozen_base.py:base --workdir=runs/frozen/base
   python -m experiments.train --config=configs/frozen_base.py:experts --workdir=runs/frozen/experts
