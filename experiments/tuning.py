@@ -75,7 +75,8 @@ def tuned(
       sets = files.read_results(trial.folder)["sets"]
       if sweep.chosen_on not in sets:
         raise InputError(f"chosen_on = {sweep.chosen_on!r} is no evaluation set of the runs")
-      found.setdefault(trial.system, []).append((trial, _accuracy(sets[sweep.chosen_on])))
+      accuracy = determined.measured(sets[sweep.chosen_on])["accuracy"]
+      found.setdefault(trial.system, []).append((trial, accuracy))
   key = sweep.tuning.key
   place = lambda trial: folder / trial.system / str(trial.seed)
   best = {}
@@ -99,10 +100,6 @@ def tuned(
     for job in jobs
     if whose[job.system] in best
   ]
-
-
-def _accuracy(found: dict[str, Any]) -> float:
-  return determined.measured(found)["accuracy"]
 
 
 def _take_over(trial: pathlib.Path, run: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""What each part of the model does where the experts are needed: on a base frozen half-trained.
+"""What each part of the model does where the experts are used: on a base frozen half-trained.
 
   python -m experiments.sweep --sweep=configs/sweeps/frozen_base.py --workdir=runs/frozen_study \
     --jobs=2

@@ -113,12 +113,12 @@ def flops_per_device(s: Step, trace: Any) -> dict[str, float]:
 def report(s: Step, trace: Any, found: Any, chip: Chip) -> dict[str, Any]:
   """JSON-able: bytes by class, FLOPs, what is sent, and the bound on the time of a step.
 
+  Where JAX cannot read the compiled program, "unread" says so, and the last two are left out:
+  jaxlib 0.10.2 does not know an operation that its libtpu uses on a v6e.
+
   Args:
     trace: of `traced`.
     found: what `compiled` made of it.
-
-  Where JAX cannot read the compiled program, "unread" says so, and the last two are left out:
-  jaxlib 0.10.2 does not know an operation that its libtpu uses on a v6e.
   """
   bytes_of: dict[str, Any] = argument_bytes(s)
   told: dict[str, Any] = {"fits": not isinstance(found, TooLarge)}

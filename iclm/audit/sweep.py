@@ -188,8 +188,8 @@ def _groups(column: Column, systems: Sequence[str]) -> drawing.Heat:
   values = collections.defaultdict(list)
   for run, found in column.runs:
     # Exact match of what is determined in part would be noise.
-    of = determined.measured(found)
-    for group, what in of.get("by_configuration", of.get("by_group", {})).items():
+    part = found.get("determined")
+    for group, what in (part["by_configuration"] if part else found["by_group"]).items():
       values[run.system, group].append(what["accuracy"])
   groups = list(dict.fromkeys(group for _, group in values))
   mine = [s for s in systems if any((s, group) in values for group in groups)]

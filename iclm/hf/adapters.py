@@ -34,16 +34,8 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 # Keys that change nothing once an adapter is trained, or that its tensors and scale stand for.
 _TOLD = {
-  *(
-    "r",
-    "rank_pattern",
-    "lora_alpha",
-    "alpha_pattern",
-    "use_rslora",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-  ),
+  *("r", "rank_pattern", "lora_alpha", "alpha_pattern", "use_rslora", "target_modules"),
+  *("exclude_modules", "layers_to_transform"),
   *("layers_pattern", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout"),
   # Of other kinds of adapters, which are refused by keys of their own.
   *("megatron_core", "qalora_group_size"),
