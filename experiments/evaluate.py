@@ -15,7 +15,7 @@ import rich.table
 from absl import flags
 
 from experiments import cli, seeds
-from iclm import outputs, workdir
+from iclm import outputs, progress, workdir
 from iclm.config import InputError
 from iclm.data import assemble
 from iclm.data.records import Example
@@ -41,7 +41,7 @@ def main(flag: flags.FlagValues) -> int:
   others = [Subject(*other.parts) for other in others]
   subject = Subject(*run.parts)
   sets, n_draws = [], run.config.evaluation.draws if flag.draws is None else flag.draws
-  for path, found in examples.items():
+  for path, found in progress.watch(examples.items(), len(examples), "sets scored"):
     summary = accuracy.summarise(found, subject.score(found), run.config)
     draws = [subject.score(found, key=jax.random.key(i)).correct_N.mean() for i in range(n_draws)]
     if draws:

@@ -117,6 +117,45 @@ def dependence(
   return Dependence(value, used_G.sum(dtype=jnp.int32), n_skipped)
 
 
+def dependence_by_order(
+  x_NZ: Float[Array, "N Z"],
+  y_NY: Float[Array, "N Y"],
+  groups_N: Int[Array, "N"],
+  rows_GM: Int[Array, "G M"],
+  order_PN: Int[Array, "P N"],
+  key: PRNGKeyArray,
+  n_features: int,
+) -> Float[Array, "P"]:
+  """`dependence` of x and y[order] given a class, for each order: what chance makes of it.
+
+  An order permutes y within its classes, so that features and norms stay as they are and only the
+  products of x and y are new: time P * G * M * F^2, whatever `dependence` would take.
+
+  Args:
+    x_NZ, y_NY, key, n_features: see `nhsic`.
+    groups_N: class ids; a row outside [0, G) counts in no class.
+    rows_GM: the rows of each class, and N behind them; every class has at least `MIN_CLASS`.
+    order_PN: permutations of range(N), each of which keeps every row's class.
+  """
+  member_NG = jax.nn.one_hot(groups_N, len(rows_GM))
+  x_NF, y_NF = (_features(z_NZ, member_NG, key, n_features) for z_NZ in (x_NZ, y_NY))
+  norm_G = _hsic_per_class(x_NF, x_NF, member_NG) * _hsic_per_class(y_NF, y_NF, member_NG)
+  n_G = member_NG.sum(0)
+  # Row N, behind the last one, is read as zeros.
+  by_class = lambda z_NF: jnp.take(z_NF, rows_GM, axis=0, mode="fill", fill_value=0.0)
+  x_GMF = by_class(x_NF)
+  k_GM = jnp.square(x_GMF).sum(2)
+
+  def under(order_N):
+    y_GMF = by_class(y_NF[order_N])
+    l_GM = jnp.square(y_GMF).sum(2)
+    cross_GFF = jnp.einsum("gmf,gmh->gfh", x_GMF, y_GMF, precision="highest")
+    xy_G = _hsic(cross_GFF, (k_GM * l_GM).sum(1), k_GM.sum(1), l_GM.sum(1), n_G)
+    return (n_G * _normalised(xy_G, norm_G, n_G)).sum() / n_G.sum()
+
+  return jax.lax.map(under, order_PN)
+
+
 def joint_mi(
   p_NC: Float[Array, "N C"], q_NC: Float[Array, "N K"], mask_N: Shaped[Array, "N"]
 ) -> Float[Array, ""]:
@@ -159,7 +198,12 @@ def _nhsic_per_class(x_NZ, y_NY, member_NG, key, n_features) -> Float[Array, "G"
   y_NF = _features(y_NY, member_NG, key, n_features)
   xy_G = _hsic_per_class(x_NF, y_NF, member_NG)
   norm_G = _hsic_per_class(x_NF, x_NF, member_NG) * _hsic_per_class(y_NF, y_NF, member_NG)
-  defined_G = (norm_G > _DEGENERATE) & (member_NG.sum(0) >= 4)
+  return _normalised(xy_G, norm_G, member_NG.sum(0))
+
+
+def _normalised(xy_G, norm_G, n_G) -> Float[Array, "G"]:
+  """The ratio of nHSIC; 0 where it is undefined."""
+  defined_G = (norm_G > _DEGENERATE) & (n_G >= 4)
   return jnp.where(defined_G, xy_G / jnp.sqrt(jnp.where(defined_G, norm_G, 1.0)), 0.0)
 
 
@@ -190,17 +234,22 @@ def _class_mean(x_NF, member_NG) -> Float[Array, "N F"]:
 
 
 def _hsic_per_class(x_NF, y_NF, member_NG) -> Float[Array, "G"]:
-  """Unbiased HSIC within each class, from centred features.
+  """Unbiased HSIC within each class, from features centred there."""
+  k_N, l_N = jnp.square(x_NF).sum(1), jnp.square(y_NF).sum(1)
+  cross_GFF = jnp.einsum("ng,nf,nh->gfh", member_NG, x_NF, y_NF, precision="highest")
+  kl_G, k_G, l_G = jnp.matmul(jnp.stack([k_N * l_N, k_N, l_N]), member_NG, precision="highest")
+  return _hsic(cross_GFF, kl_G, k_G, l_G, member_NG.sum(0))
+
+
+def _hsic(cross_GFF, kl_G, k_G, l_G, n_G) -> Float[Array, "G"]:
+  """Unbiased HSIC of n rows, from X^T Y of centred features and sums of the kernels' diagonals.
 
   Song's U-statistic does not change when a_i + a_j is added to the off-diagonal of a kernel, so
   features may be centred. Their kernel's rows then sum to 0, and with k_i, l_i its diagonals
 
     n (n - 3) HSIC = |X^T Y|^2 - n / (n - 2) sum k_i l_i + sum k_i sum l_i / ((n - 1)(n - 2)).
   """
-  n_G = jnp.maximum(member_NG.sum(0), 4.0)
-  k_N, l_N = jnp.square(x_NF).sum(1), jnp.square(y_NF).sum(1)
-  cross_GFF = jnp.einsum("ng,nf,nh->gfh", member_NG, x_NF, y_NF, precision="highest")
-  kl_G, k_G, l_G = jnp.matmul(jnp.stack([k_N * l_N, k_N, l_N]), member_NG, precision="highest")
+  n_G = jnp.maximum(n_G, 4.0)
   same_G = n_G / (n_G - 2) * kl_G
   total_G = k_G * l_G / ((n_G - 1) * (n_G - 2))
   return (jnp.square(cross_GFF).sum((1, 2)) - same_G + total_G) / (n_G * (n_G - 3))

@@ -7,10 +7,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
   ("axes", "config"),
   ("nn", "routing", "information", "losses", "optim", "sharding", "manifest", "processes"),
-  ("experts", "data", "outputs"),
+  ("experts", "data", "outputs", "progress"),
   ("compose",),
   ("step", "checkpoints", "hf", "generate"),
-  ("evals", "workdir", "progress"),
+  ("evals", "workdir"),
   ("train", "audit"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -137,6 +137,20 @@ def test_each_class_counts_as_it_would_alone():
   assert result.n_used == 2 and result.n_skipped == 1
 
 
+def test_an_order_within_classes_changes_the_products_alone():
+  # Classes of 50 and 40 rows, one left out, and rows of no class.
+  x_NZ, y_NZ = normal(9, 126, 3), normal(9, 126, 3) ** 2 + normal(10, 126, 3)
+  groups_N = np.repeat([0, 1, 2, -1], [50, 40, 31, 5])
+  rows_GM = np.full((2, 50), 126)
+  rows_GM[0], rows_GM[1, :40] = np.arange(50), np.arange(50, 90)
+  order_PN = np.tile(np.arange(126), (3, 1))
+  order_PN[1, :50], order_PN[2, 50:90] = np.arange(50)[::-1], np.roll(np.arange(50, 90), 7)
+  by_order = jax.jit(information.dependence_by_order, static_argnames="n_features")
+  found_P = by_order(x_NZ, y_NZ, groups_N, rows_GM, order_PN, KEY, N_FEATURES)
+  wanted_P = [dependence(x_NZ, y_NZ[order_N], groups_N, 2).value for order_N in order_PN]
+  np.testing.assert_allclose(found_P, wanted_P, rtol=1e-5, atol=1e-6)
+
+
 def test_no_class_is_large_enough():
   result = dependence(normal(11, 40, 2), normal(12, 40, 2), jnp.arange(40) % 2, 2)
   assert result == (0.0, 0, 2)

@@ -41,8 +41,7 @@ def examples(source: config.Source, data: config.Data) -> Sequence[Example]:
     from iclm.data import builders  # With TFDS, which a run on jsonl need not wait for.
 
     found = builders.load(source.tfds, source.split, str(pathlib.Path(data.dir).expanduser()))
-  n = min(source.limit or len(found), len(found))
-  return [found[i] for i in range(n)]
+  return found[: source.limit or len(found)]
 
 
 def template(data: config.Data) -> chat.Template | None:

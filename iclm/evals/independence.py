@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from iclm import information
+from iclm import information, progress
 from iclm.config import InputError
 from iclm.evals import similarity
 from iclm.routing import prototypes
@@ -93,7 +92,7 @@ def report(
   if not 2 <= n_states <= information.MAX_STATES:
     raise InputError(f"n_states = {n_states} is not in [2, {information.MAX_STATES}]")
   rows = []
-  for pair in pairs:
+  for pair in progress.watch(pairs, len(pairs), "pairs of messages compared"):
     _check_lengths(pair)
     usable = _usable(pair, seed, n_features)
     found: dict[str, dict[str, Any]] = {name: {} for name in ESTIMATORS}
@@ -169,10 +168,12 @@ def _orders(class_N: np.ndarray, n_permutations: int, seed: int) -> Int[np.ndarr
 
 
 def _nhsic_row(usable: _Usable, order_PN, seed: int, n_features: int) -> dict[str, Any]:
-  key = jax.random.key(seed)
-  draws_P = _nhsic_draws(
-    usable.x_NZ, usable.y_NY, usable.class_N, order_PN, key, usable.n_classes, n_features
-  )
+  key, class_N = jax.random.key(seed), usable.class_N
+  of_class = [np.flatnonzero(class_N == g) for g in range(usable.n_classes)]
+  rows_GM = np.full((len(of_class), max(map(len, of_class))), len(class_N))
+  for row_M, rows in zip(rows_GM, of_class, strict=True):
+    row_M[: len(rows)] = rows
+  draws_P = _nhsic_draws(usable.x_NZ, usable.y_NY, class_N, rows_GM, order_PN, key, n_features)
   return _beside_null(np.asarray(draws_P))
 
 
@@ -237,18 +238,7 @@ def _beside_null(draws_P: np.ndarray) -> dict[str, Any]:
 
 
 _nhsic = jax.jit(information.nhsic, static_argnames="n_features")
-
-
-@functools.partial(jax.jit, static_argnames=("n_classes", "n_features"))
-def _nhsic_draws(x_NZ, y_NY, class_N, order_PN, key, n_classes: int, n_features: int):
-  """nHSIC for each order of y."""
-  mask_N = jnp.ones(len(class_N))
-
-  def draw(order_N):
-    y_now_NY = y_NY[order_N]
-    return information.dependence(x_NZ, y_now_NY, mask_N, class_N, n_classes, key, n_features).value
-
-  return jax.lax.map(draw, order_PN)
+_nhsic_draws = jax.jit(information.dependence_by_order, static_argnames="n_features")
 
 
 @jax.jit

@@ -7,13 +7,14 @@ they carry. Partners of the same route and of another one are hence reported apa
 Source: Geiger et al., "Causal abstractions of neural networks", arXiv 2106.02997.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from iclm import compose
+from iclm import compose, progress
 from iclm.data.records import Example
 from iclm.evals import effects
 from iclm.evals.accuracy import Scores
@@ -59,23 +60,22 @@ def interchange(
   context_N = effects.contexts(examples, subject.config.data.asks)
   estimator = effects.Estimator(context_N, seed)
   found: dict[str, dict[str, Any]] = {name: {} for name in names}
-  for kind, partners in _partners(examples, said.index_N, seed).items():
-    for s, name in enumerate(names):
-      only = [i == s for i in range(len(names))]
-      changes = []
-      for partner_N in partners.by_route_RN:
-        do = speaking(prolonged(said, np.maximum(partner_N, 0)), only)
-        # Where nobody has a partner there is nothing to score.
-        under = subject.score(examples, do) if (partner_N >= 0).any() else without
-        changes.append(effects.change(under, without))
-      label = f"interchange of {name} from {kind}"
-      picked = effects.Change(
-        *(np.where(partners.pick_N == 0, *pair) for pair in zip(*changes, strict=True))
-      )
-      row = _row(estimator, picked, partners.pick_N >= 0, label)
-      for route, x, partner_N in zip(ROUTES, changes, partners.by_route_RN, strict=True):
-        row[route] = _row(estimator, x, partner_N >= 0, f"{label}, {route}")
-      found[name][kind] = row
+  each = list(itertools.product(_partners(examples, said.index_N, seed).items(), names))
+  for (kind, partners), name in progress.watch(each, len(each), "messages interchanged"):
+    only, changes = [name == other for other in names], []
+    for partner_N in partners.by_route_RN:
+      do = speaking(prolonged(said, np.maximum(partner_N, 0)), only)
+      # Where nobody has a partner there is nothing to score.
+      under = subject.score(examples, do) if (partner_N >= 0).any() else without
+      changes.append(effects.change(under, without))
+    label = f"interchange of {name} from {kind}"
+    picked = effects.Change(
+      *(np.where(partners.pick_N == 0, *pair) for pair in zip(*changes, strict=True))
+    )
+    row = _row(estimator, picked, partners.pick_N >= 0, label)
+    for route, x, partner_N in zip(ROUTES, changes, partners.by_route_RN, strict=True):
+      row[route] = _row(estimator, x, partner_N >= 0, f"{label}, {route}")
+    found[name][kind] = row
   return found, estimator.notes
 
 

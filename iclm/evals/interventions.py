@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from iclm import progress
 from iclm.data import rows
 from iclm.data.records import Example
 from iclm.evals import effects, routing
@@ -55,12 +56,14 @@ def measure(
   """
   n_experts = subject.config.experts.count
   without = subject.score(examples)
-  forced = [subject.score(examples, served_by(e)) for e in range(n_experts)]
+  experts = progress.watch(range(n_experts), n_experts, "inputs forced to one expert")
+  forced = [subject.score(examples, served_by(e)) for e in experts]
   knocked, unheard = {}, frozenset()
   if subject.config.bottleneck.kind != "none":
     pool = subject.messages(reference)
     unheard = frozenset(np.setdiff1d(without.index_N, pool.index_N).tolist())
-    for name, z_SNPZ in _replacements(pool, without.index_N, n_experts, seed).items():
+    found = _replacements(pool, without.index_N, n_experts, seed)
+    for name, z_SNPZ in progress.watch(found.items(), len(found), "experts knocked out"):
       only_domain = [False] * (len(z_SNPZ) - 1) + [True]
       knocked[name] = subject.score(examples, speaking(z_SNPZ, only_domain))
   return Measured(without, forced, knocked, unheard)
