@@ -29,7 +29,6 @@ Every case is written with its times, FLOPs and bytes. Medians, with interquarti
 """
 
 import json
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,7 +52,7 @@ def main(flag: flags.FlagValues) -> int:
   if flag.repeats < 7:
     raise InputError(f"--repeats={flag.repeats} is too few for a median with a range; at least 7")
   counts = _counts(flag.experts)
-  outputs.check_can_be_written(pathlib.Path(flag.out))
+  outputs.check_can_be_written(config.path(flag.out))
   c = config.from_config_dict(sizes.get_config(flag.size))
   if c.model.kernel == "cudnn" and jax.default_backend() != "gpu":
     raise InputError(f"--size={flag.size} needs a GPU, and there is none; S and M run anywhere")
@@ -69,7 +68,7 @@ def main(flag: flags.FlagValues) -> int:
     "cases": {case.name: case.told() for case in found},
     "provenance": workdir.provenance(c),
   }
-  outputs.write_json(pathlib.Path(flag.out), report)
+  outputs.write_json(config.path(flag.out), report)
   _show(found, figures)
   return 0
 

@@ -23,6 +23,10 @@ from iclm import axes, config, train, workdir
 INTERRUPTED = 143
 # What was compiled once is read from here the next time, as when a run is resumed.
 CACHE = pathlib.Path("~/.cache/iclm/xla").expanduser()
+# What reading a file of Python that somebody else wrote may raise.
+BROKEN = (
+  AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError,
+)  # fmt: skip
 PIPED_WIDTH = 200  # Columns of a table that goes to a file or another program.
 
 
@@ -140,12 +144,20 @@ def _parse(argv: list[str]) -> list[str]:
     logging.get_absl_logger().setLevel("CRITICAL")
     return rest
   except flags.Error as error:
-    sentence = str(error)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    sentence = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
+    told = str(error)
+  except BROKEN as error:
+    told = sentence(error)
   except OSError as error:
-    sentence = f"cannot read the config {error.filename or ''}: {error.strerror or error}"
-  sys.exit(_say(" ".join(sentence.split())))
+    told = f"cannot read the config {error.filename or ''}: {error.strerror or error}"
+  sys.exit(_say(" ".join(told.split())))
+
+
+def sentence(error: Exception) -> str:
+  """What one of `BROKEN` says, in one line, and in which file and line if it knows."""
+  if isinstance(error, SyntaxError | ImportError):
+    return str(error)
+  told = str(error.args[0] if error.args else error)
+  return " ".join(told.replace("\\n", " ").replace("\\'", "'").split())
 
 
 def _say(sentence: str) -> int:

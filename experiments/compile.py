@@ -14,7 +14,6 @@ since JAX looks for TPUs first there; this one does so by itself.
 """
 
 import math
-import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -37,7 +36,7 @@ def main(flag: flags.FlagValues) -> int:
   jax.config.update("jax_platforms", "cpu")  # Nothing runs, here or on the slice.
   jax.config.update("jax_enable_compilation_cache", False)  # Without a TPU it cannot be read.
   if flag.out:
-    outputs.check_can_be_written(pathlib.Path(flag.out))
+    outputs.check_can_be_written(config.path(flag.out))
   c = config.from_config_dict(flag.config)
   step.check_weights(c)
   attention.check_kernel(c.model, "tpu")
@@ -55,7 +54,7 @@ def main(flag: flags.FlagValues) -> int:
     print(f"{sentence}\n{_advice(told['would_fit'], flag.search_s)}")
   if flag.out:
     told |= {"config": config.to_dict(c), "provenance": workdir.provenance(c)}
-    outputs.write_json(pathlib.Path(flag.out), told)
+    outputs.write_json(config.path(flag.out), told)
   return 0 if told["fits"] else 3
 
 

@@ -39,9 +39,9 @@ def main(flag: flags.FlagValues) -> int:
     raise InputError("--merged merges the expert that --export names into the base; name one")
   if flag.export == RUN and flag.dtype == "float16":
     raise InputError("--dtype=float16 may not hold all of a run; float32 and bfloat16 do")
-  out, name = pathlib.Path(flag.out).expanduser(), flag.export or flag.put
+  out, name = config.path(flag.out), flag.export or flag.put
   expert = None if name in (BASE, RUN) else _expert(name)
-  folder = pathlib.Path(flag.workdir)
+  folder = config.path(flag.workdir)
   run, state = workdir.load_state(folder, cli.mesh_of(folder, flag.mesh), cli.step_of(flag.step))
   if flag.put is not None:
     _put(flag, run, state, expert, out)

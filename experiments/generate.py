@@ -18,7 +18,7 @@ from collections.abc import Callable
 from absl import flags
 
 from experiments import cli
-from iclm import generate, outputs, workdir
+from iclm import config, generate, outputs, workdir
 from iclm.config import InputError
 from iclm.data import assemble, chat, records
 
@@ -26,16 +26,16 @@ WATCHED = 1  # Tokens between two looks of somebody who waits for them.
 
 
 def main(flag: flags.FlagValues) -> int:
-  out = None if flag.out is None else pathlib.Path(flag.out)
+  out = None if flag.out is None else config.path(flag.out)
   if out is not None:
     outputs.check_can_be_written(out)
-  sizes = cli.mesh_of(pathlib.Path(flag.workdir), flag.mesh)
-  template = workdir.template_of(pathlib.Path(flag.workdir))
+  sizes = cli.mesh_of(config.path(flag.workdir), flag.mesh)
+  template = workdir.template_of(config.path(flag.workdir))
   ask = _asker(flag, template)
   asked, options = _asked(flag, template, ask), _options(flag)
   if not asked and out is not None:
     raise InputError("--out takes the answers to --prompt or --prompts, and there is none")
-  run = workdir.load_run(pathlib.Path(flag.workdir), sizes, cli.step_of(flag.step))
+  run = workdir.load_run(config.path(flag.workdir), sizes, cli.step_of(flag.step))
   if flag.context is not None:
     run = run._replace(config=generate.with_context(run.config, flag.context))
   generate.check(options, run.config)
@@ -61,7 +61,7 @@ def _asked(
   told = [ask(text) for text in flag.prompt]
   if flag.prompts is None:
     return told
-  path = pathlib.Path(flag.prompts)
+  path = config.path(flag.prompts)
   if path.name.endswith((".jsonl", ".jsonl.gz")):
     return [*told, *(example.prompt for example in assemble.read(str(path), template))]
   return [*told, *(ask(text) for text in _lines(path))]
@@ -74,7 +74,7 @@ def _asker(flag: flags.FlagValues, template: chat.Template | None) -> Callable[[
       raise InputError("--system is what a chat begins with; give --chat too")
     return lambda text: text
   if template is None:
-    workdir.config_of(pathlib.Path(flag.workdir))  # Where there is no run, that is told instead.
+    workdir.config_of(config.path(flag.workdir))  # Where there is no run, that is told instead.
     raise InputError(
       f"{flag.workdir} has no chat template: train it with config.data.chat_template, or leave out "
       "--chat"
@@ -94,7 +94,7 @@ def _lines(path: pathlib.Path) -> list[str]:
   if not path.is_file():
     raise records.missing(path)
   try:
-    lines = path.read_text("utf-8").split("\n")
+    lines = path.read_text("utf-8-sig").split("\n")
   except (OSError, UnicodeDecodeError) as error:
     raise InputError(f"{path}: cannot be read as text: {error}") from None
   lines = lines[:-1] if not lines[-1] else lines

@@ -39,7 +39,7 @@ SEQ_LEN = {
 
 
 def main(flag: flags.FlagValues) -> int:
-  out, folder = pathlib.Path(flag.out), pathlib.Path(flag.workdir)
+  out, folder = config.path(flag.out), config.path(flag.workdir)
   outputs.check_can_be_written(out)
   sets = []
   for configuration in flag.configuration:
@@ -59,7 +59,7 @@ def _measure(
 ) -> dict[str, Any]:
   """Trains on answers alone, and says how often the right one is then told from them."""
   sizes = {"iid_train": flag.examples, "iid_test": flag.tests}
-  folder.mkdir(parents=True, exist_ok=True)
+  outputs.make_folder(folder)
   paths = []
   for split, n in sizes.items():
     paths.append(folder / f"{split}_{flag.seed}_{n}.jsonl")

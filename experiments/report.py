@@ -4,20 +4,18 @@ python -m experiments.report --workdir=runs/quickstart [--examined=OUT.json] --o
 python -m experiments.report --workdir=runs/sweep --out=sweep.html
 """
 
-import pathlib
-
 from absl import flags
 
 from experiments import cli
-from iclm import outputs
+from iclm import config, outputs
 from iclm.audit import report
 
 
 def main(flag: flags.FlagValues) -> int:
-  out = pathlib.Path(flag.out)
+  out = config.path(flag.out)
   outputs.check_can_be_written(out)
-  examined = pathlib.Path(flag.examined) if flag.examined else None
-  outputs.write_text(out, report.render(pathlib.Path(flag.workdir), examined))
+  examined = config.path(flag.examined) if flag.examined else None
+  outputs.write_text(out, report.render(config.path(flag.workdir), examined))
   print(f"wrote {flag.out}")
   return 0
 

@@ -27,10 +27,16 @@ from iclm import config, outputs, train
 from iclm.audit.sweep import PLAN
 from iclm.config import InputError
 
+# What `get_sweep()` of a file returns; the systems and `every` are pairs of a key and its value.
+KEYS = (
+  "config", "base", "every", "systems", "seeds", "baselines", "out_of_distribution", "chosen_on",
+  "tuning",
+)  # fmt: skip
+
 
 def main(flag: flags.FlagValues) -> int:
-  folder = pathlib.Path(flag.workdir)
-  sweep = _load(pathlib.Path(flag.sweep))
+  folder = config.path(flag.workdir)
+  sweep = _load(config.path(flag.sweep))
   seeds, tunes = _seeds(sweep, flag.seeds), tuning.is_needed(sweep, flag.override)
   every = jobs_of(sweep, folder, flag.override, flag.systems)
   plan(folder, [job for job in every if job.seed in seeds])
@@ -66,12 +72,22 @@ def _load(path: pathlib.Path) -> Any:
     there = sorted(map(str, path.parent.glob("*.py")))
     raise InputError(f"there is no sweep {path}; {config.nearest(str(path), there)}")
   spec = importlib.util.spec_from_file_location(path.stem, path)
-  assert spec is not None and spec.loader is not None
+  if spec is None or spec.loader is None:
+    raise InputError(f"{path} is no file of Python; the name of one ends in .py")
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, "get_sweep"):
-    raise InputError(f"{path} has no get_sweep()")
-  return module.get_sweep()
+  try:
+    spec.loader.exec_module(module)
+    sweep = module.get_sweep()
+    absent = [name for name in KEYS if not hasattr(sweep, name)]
+    if absent:
+      raise InputError(f"what it returns has no {', '.join(absent)}")
+    for changes in (sweep.every, *sweep.systems.values()):
+      dict(changes)
+    if sweep.tuning:
+      [float(value) for value in sweep.tuning.tries]
+  except cli.BROKEN as error:
+    raise InputError(f"{path} is no sweep: {cli.sentence(error)}") from None
+  return sweep
 
 
 def _seeds(sweep: Any, asked: Sequence[str]) -> set[int]:
@@ -93,8 +109,8 @@ def jobs_of(
     systems: names of those to run; empty for all of them. The base comes along.
 
   Raises:
-    InputError: nothing to run, an unknown system, an override without =, two systems that are the
-      same run, or a seed twice.
+    InputError: nothing to run, an unknown system, an override without = or of the seed, two systems
+      that are the same run, or a seed twice.
   """
   for name in systems:
     if name not in sweep.systems:
@@ -117,6 +133,8 @@ def jobs_of(
     raise InputError("the sweep names no system or no seed; there is nothing to run")
   if len(set(sweep.seeds)) < len(sweep.seeds):
     raise InputError(f"seeds = {tuple(sweep.seeds)} names one twice, which would be one run")
+  if any("seed" in changes for changes in merged.values()):
+    raise InputError("seed is a sweep's own and no key to change; --seeds chooses among them")
   seen: dict[str, str] = {}
   for system, changes in merged.items():
     same = seen.setdefault(json.dumps(changes, sort_keys=True, default=str), system)
@@ -153,10 +171,7 @@ def _startable(jobs: Sequence[Job], bases: Sequence[Job]) -> list[Job]:
 
 def plan(folder: pathlib.Path, jobs: Sequence[Job]) -> None:
   """Writes which runs there are to be, so that a report can tell those that are missing."""
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(f"cannot make the workdir {folder}: {error.strerror}") from None
+  outputs.make_folder(folder)
   systems, seeds = (
     list(dict.fromkeys(getattr(j, name) for j in jobs)) for name in ("system", "seed")
   )

@@ -31,7 +31,9 @@ def gather(jobs: Sequence[Job]) -> list[dict[str, Any]]:
   for job, result, titles in zip(done, results, page.titles(results), strict=True):
     for name, title in titles.items():
       found = result["sets"][name]
-      groups = {"all": determined.measured(found), **found["by_group"]}
+      # Records without a group are of one called "all" too: the whole set has its name.
+      whole = {"all": determined.measured(found)}
+      groups = whole | found["by_group"] | whole
       groups |= {"exact match": found} if "determined" in found else {}
       for group, g in groups.items():
         values = (job.system, job.seed, title, group, g["n"], g["accuracy"])

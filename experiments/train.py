@@ -28,7 +28,7 @@ def main(flag: flags.FlagValues) -> int:
   c = config.from_config_dict(flag.config)
   update.check(c)
   hosts.join(hosts.read(flag))
-  folder = pathlib.Path(flag.workdir)
+  folder = config.path(flag.workdir)
   study.report(c, folder, baselines.fit(c, folder, "iclm"))
   return 0
 

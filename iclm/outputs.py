@@ -16,6 +16,18 @@ from iclm.config import InputError
 VISIBLE_S = 60  # A network file system may show what another host wrote this late.
 
 
+def make_folder(path: pathlib.Path) -> None:
+  """Makes a folder and those that it lies in, where they are not there.
+
+  Raises:
+    InputError: it cannot be made.
+  """
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f"cannot make the folder {path}: {error.strerror}") from None
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
   """See `write_text`."""
   write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")

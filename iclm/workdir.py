@@ -77,10 +77,7 @@ def claim(workdir: pathlib.Path, c: Config) -> Iterator[None]:
       f"{workdir} holds an exported run, whose optimizer is not there to go on with; start "
       f"from it with --config.checkpoint.init_from={workdir} in another --workdir"
     )
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(f"cannot make the workdir {workdir}: {error.strerror}") from None
+  outputs.make_folder(workdir)
   with locked(workdir):
     path, mine = workdir / CONFIG, config.to_dict(c)
     if processes.of_first(path.exists()):  # Asked before any process writes it.

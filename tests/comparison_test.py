@@ -45,7 +45,7 @@ def test_only_common_seeds_are_paired_and_what_is_undefined_says_why():
   less = TABLE | {"ours": {s: {0: x[0], 7: 0.5} for s, x in TABLE["ours"].items()}}
   row = comparison.compare(less, ("strong",), "val", level=0.95)["systems"]["ours"]["a"]
   assert (row["n_pairs"], row["p"], row["difference_ci"]) == (1, None, None)
-  assert row["difference"] == pytest.approx(0.1) and "at least 2 values" in row["note"]
+  assert row["difference"] == pytest.approx(0.1) and "at least 2 values" in row["difference_note"]
   assert row["p_holm"] is None
 
 
@@ -65,3 +65,17 @@ def test_the_mean_out_of_distribution_is_of_each_seed_and_of_all_its_sets():
   assert found["a"][comparison.OOD_MEAN] == pytest.approx({0: 0.4, 1: 0.6})  # Seed 2 lacks y.
   assert comparison.OOD_MEAN not in found["b"] and found["a"]["x"] == table["a"]["x"]
   assert comparison.OOD_MEAN not in comparison.with_mean(table, ())["a"]
+
+
+def test_differences_that_are_equal_up_to_rounding_tell_no_spread():
+  # .7 - .6 and .9 - .8 are a tenth each, and not bitwise the same.
+  told = table(
+    base=((0.5, 0.5, 0.5), (0.6, 0.7, 0.8), (0.1, 0.2, 0.4)),
+    ours=((0.4, 0.4, 0.4), (0.7, 0.8, 0.9), (0.9, 0.9, 0.9)),
+  )
+  ours = comparison.compare(told, ("base",), "val", level=0.95)["systems"]["ours"]
+  assert ours["a"]["difference"] == pytest.approx(0.1) and ours["a"]["p"] is None
+  assert "all 3 values are equal" in ours["a"]["difference_note"] and ours["a"]["note"] is None
+  # b: three equal values have no interval, and differences that differ do.
+  assert ours["b"]["ci"] is None and "all 3 values are equal" in ours["b"]["note"]
+  assert ours["b"]["difference_ci"] is not None and ours["b"]["difference_note"] is None

@@ -54,6 +54,10 @@ def test_configs_are_complete_and_survive_a_round_trip(name):
     ),
     ({"loss.group_dro": 0.1, "accumulate": 2}, "set config.accumulate = 1"),
     ({"router.tau_steps": 0}, "must be positive"),
+    ({"loss.dependence": -1.0}, r"loss\.dependence = -1\.0 must not be negative"),
+    ({"loss.beta": float("nan")}, r"loss\.beta = nan is no finite number"),
+    ({"optimizer.b2": 1.0}, r"optimizer\.b2 = 1\.0 is not in \[0, 1\)"),
+    ({"data.domains": ("a", "a")}, "names one twice"),
     ({"seed": -1}, r"config\.seed = -1 is not in"),
     ({"data.tokenizer.texts": -1}, "texts = -1 must be positive"),
     ({"evaluation.sets.acre_iid.limit": -1}, r"acre_iid\.limit = -1 must not be negative"),
@@ -64,6 +68,13 @@ def test_contradictions_are_told(change, sentence):
   c.update_from_flattened_dict(change)
   with pytest.raises(InputError, match=sentence):
     config.from_config_dict(c)
+
+
+def test_a_path_that_cannot_be_looked_up_is_told(tmp_path):
+  assert config.path("~") == pathlib.Path.home() and config.path(tmp_path / "x") == tmp_path / "x"
+  for name in ("~nobody-of-that-name/x", "a" * 300):
+    with pytest.raises(InputError, match="this path cannot be looked up"):
+      config.path(name)
 
 
 def test_stray_and_missing_keys_are_told_with_the_nearest():

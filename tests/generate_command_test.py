@@ -110,6 +110,8 @@ def test_out_without_a_prompt_no_run_and_an_empty_file_are_told(whole, tmp_path)
   empty.write_text("")
   with pytest.raises(InputError, match="holds no prompt"):
     asked(whole[0], prompts=str(empty))
+  empty.write_text("a\nb\n", "utf-8-sig")
+  assert command._lines(empty) == ["a", "b"]
   empty.write_text("a\n\nb\n")
   with pytest.raises(InputError, match=r"empty\.txt:2: the prompt is empty"):
     asked(whole[0], prompts=str(empty))

@@ -58,6 +58,7 @@ BAD = {
   "the key 'ideal' is missing; is it 'ideel'?": f'{{"input": [{MESSAGE}], "ideel": "a"}}',
   "the key 'content' is missing; is it 'contents'?": '{"input": [{"contents": "q"}], "ideal": "a"}',
   "the key 'choises' is not known; did you mean 'choices'?": PLAIN[:-1] + ', "choises": ["a"]}',
+  "the key 'ID' is not known; did you mean 'id'?": PLAIN[:-1] + ', "ID": "x"}',
   "'answer' must be a string, it is a float": '{"prompt": "p", "answer": 1.5}',
   "'answer' must be a string, it is a bool": '{"prompt": "p", "answer": true}',
   "'prompt' must be a string, it is a int": '{"prompt": 1, "answer": "a"}',

@@ -129,7 +129,7 @@ def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
 
 def test_of_open_answers_the_determined_part_counts_and_other_data_have_another_name(tmp_path):
   jobs = [running.Job("a", seed, tmp_path / str(seed), "", {}) for seed in (0, 1)]
-  whole = {"n": 8, "accuracy": 0.25, "by_group": {"g": {"n": 8, "accuracy": 0.25}}}
+  whole = {"n": 8, "accuracy": 0.25, "by_group": {"all": {"n": 2, "accuracy": 0.0}}}
   part = {"determined": {"n": 6, "accuracy": 0.75, "ceiling": 1.0}}
   for job, digest in zip(jobs, ("a" * 64, "b" * 64), strict=True):
     job.folder.mkdir()
@@ -234,7 +234,7 @@ def test_the_plan_names_every_run(tmp_path):
   sweep.plan(folder, sweep.jobs_of(SWEEP, folder, [], []))
   assert json.loads((folder / sweep.PLAN).read_text()) == {"systems": ["a", "b"], "seeds": [0, 1]}
   (tmp_path / "file").touch()
-  with pytest.raises(InputError, match="cannot make the workdir"):
+  with pytest.raises(InputError, match="cannot make the folder"):
     sweep.plan(tmp_path / "file" / "sweep", sweep.jobs_of(SWEEP, folder, [], []))
 
 
@@ -261,10 +261,29 @@ def test_what_is_wrong_with_a_sweep_is_said(tmp_path):
   assert sweep._seeds(SWEEP, ["1"]) == {1} and sweep._seeds(SWEEP, []) == {0, 1}
   with pytest.raises(InputError, match="--seeds=0,2: the sweep's are 0, 1"):
     sweep._seeds(SWEEP, ["0", "2"])
+  with pytest.raises(InputError, match="seed is a sweep's own"):
+    sweep.jobs_of(SWEEP, tmp_path, ["seed=3"], [])
   with pytest.raises(InputError, match="must be key=value"):
     sweep.jobs_of(SWEEP, tmp_path, ["steps"], [])
   with pytest.raises(InputError, match=r"no sweep configs/sweeps/mechanism\.py.*mechanisms\.py"):
     sweep._load(pathlib.Path("configs/sweeps/mechanism.py"))
+
+
+@pytest.mark.parametrize(
+  ("text", "told"),
+  [
+    ("def (", r"bad\.py is no sweep: invalid syntax \(bad\.py, line 1\)"),
+    ("import nothing_of_that_name", "No module named"),
+    ("get_sweep = lambda: nothing", "name 'nothing' is not defined"),
+    ("get_sweep = lambda: None", "what it returns has no config, base, every"),
+    ("", "has no attribute 'get_sweep'"),
+  ],
+)
+def test_a_broken_sweep_is_said(text, told, tmp_path):
+  path = tmp_path / "bad.py"
+  path.write_text(text)
+  with pytest.raises(InputError, match=told):
+    sweep._load(path)
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in ROOT.glob("configs/sweeps/[a-z]*.py")))

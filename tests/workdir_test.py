@@ -58,7 +58,7 @@ with workdir.locked(pathlib.Path({str(tmp_path)!r})):
 
 def test_a_folder_that_cannot_be_is_told(tmp_path):
   (tmp_path / "file").write_text("x")
-  with pytest.raises(InputError, match="cannot make the workdir"):
+  with pytest.raises(InputError, match="cannot make the folder"):
     workdir.claim(tmp_path / "file" / "run", tiny()).__enter__()
   with pytest.raises(InputError, match="no run's workdir"):
     workdir.load_run(tmp_path)

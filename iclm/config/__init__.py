@@ -1,6 +1,6 @@
 """ConfigDict in, frozen dataclasses out: a stray, missing or contradictory key raises."""
 
-from iclm.config.errors import InputError, check_known, nearest, require
+from iclm.config.errors import InputError, check_known, nearest, path, require
 from iclm.config.read import difference, from_config_dict, to_dict
 from iclm.config.schema import (
   Bottleneck,
@@ -49,6 +49,7 @@ __all__ = [
   "difference",
   "from_config_dict",
   "nearest",
+  "path",
   "require",
   "to_dict",
 ]

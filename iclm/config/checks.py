@@ -1,6 +1,9 @@
 """Values that contradict each other; each check is one sentence."""
 
+import dataclasses
 import datetime
+import math
+from collections.abc import Iterator, Mapping
 
 from iclm.config import expert_checks
 from iclm.config.errors import multiple, nearest, require
@@ -63,6 +66,8 @@ def _check_ranges(c: Config) -> None:
     "model.head_size": c.model.head_size,
     "model.d_ff": c.model.d_ff,
     "model.position_gap": c.model.position_gap,
+    "model.rope_theta": c.model.rope_theta,
+    "model.norm_eps": c.model.norm_eps,
     "optimizer.lr": c.optimizer.lr,
     "optimizer.clip": c.optimizer.clip,
     "data.seq_len": c.data.seq_len,
@@ -75,13 +80,39 @@ def _check_ranges(c: Config) -> None:
     "router.tau_steps": c.router.tau_steps,
     "router.width": c.router.width,
   }
+  at_least_0 = {
+    "model.trunk_layers": c.model.trunk_layers,
+    "optimizer.end": c.optimizer.end,
+    "optimizer.eps": c.optimizer.eps,
+    "optimizer.weight_decay": c.optimizer.weight_decay,
+    "optimizer.router_lr": c.optimizer.router_lr,
+    "evaluation.draws": c.evaluation.draws,
+    **{f"loss.{name}": weight for name, weight in vars(c.loss).items()},
+  }
+  shares = {
+    "experts.dropout": c.experts.dropout,
+    "router.usage_decay": c.router.usage_decay,
+    "optimizer.b1": c.optimizer.b1,
+    "optimizer.b2": c.optimizer.b2,
+  }
+  for key, value in _numbers(dataclasses.asdict(c)):
+    require(math.isfinite(value), f"config.{key} = {value} is no finite number")
   for key, value in positive.items():
     require(value > 0, f"config.{key} = {value} must be positive")
+  for key, value in at_least_0.items():
+    require(value >= 0, f"config.{key} = {value} must not be negative")
+  for key, value in shares.items():
+    require(0 <= value < 1, f"config.{key} = {value} is not in [0, 1)")
   require(0 <= c.seed < 2**31, f"config.seed = {c.seed} is not in [0, 2**31)")
-  require(
-    0 <= c.experts.dropout < 1, f"config.experts.dropout = {c.experts.dropout} is not in [0, 1)"
-  )
-  require(c.model.trunk_layers >= 0, f"config.model.trunk_layers = {c.model.trunk_layers} < 0")
+
+
+def _numbers(part: Mapping, start: str = "") -> Iterator[tuple[str, float]]:
+  """Dotted keys of a config, or of a part of it, and their numbers."""
+  for key, value in part.items():
+    if isinstance(value, Mapping):
+      yield from _numbers(value, f"{start}{key}.")
+    elif isinstance(value, float):
+      yield f"{start}{key}", value
 
 
 def _check_positions(c: Config) -> None:
@@ -103,6 +134,10 @@ def _check_positions(c: Config) -> None:
 
 def _check_data(c: Config) -> None:
   require(len(c.data.train) > 0, "config.data.train names no source")
+  require(
+    len(set(c.data.domains)) == len(c.data.domains),
+    f"config.data.domains = {c.data.domains} names one twice",
+  )
   for group, sources in (("data.train", c.data.train), ("evaluation.sets", c.evaluation.sets)):
     for name, s in sources.items():
       given = [k for k in ("tfds", "jsonl", "acre") if getattr(s, k)]

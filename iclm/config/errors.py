@@ -1,6 +1,8 @@
 """Bad input, and how it is told."""
 
 import difflib
+import os
+import pathlib
 from collections.abc import Iterable
 
 
@@ -16,6 +18,21 @@ def require(holds: bool, sentence: str) -> None:
   """Raises InputError with the sentence where something does not hold."""
   if not holds:
     raise InputError(sentence)
+
+
+def path(name: str | os.PathLike) -> pathlib.Path:
+  """The path that a user names, from the home folder where it begins with ~; it need not exist.
+
+  Raises:
+    InputError: whether it exists cannot be told: no such user, too long, or not permitted.
+  """
+  try:
+    found = pathlib.Path(name).expanduser()
+    found.exists()
+  except (OSError, RuntimeError) as error:
+    why = getattr(error, "strerror", None) or error
+    raise InputError(f"{name}: this path cannot be looked up: {why}") from None
+  return found
 
 
 def check_known(what: str, value: str, known: Iterable[str]) -> None:

@@ -40,7 +40,7 @@ def examples(source: config.Source, data: config.Data) -> Sequence[Example]:
   else:
     from iclm.data import builders  # With TFDS, which a run on jsonl need not wait for.
 
-    found = builders.load(source.tfds, source.split, str(pathlib.Path(data.dir).expanduser()))
+    found = builders.load(source.tfds, source.split, str(config.path(data.dir)))
   return found[: source.limit or len(found)]
 
 
@@ -61,7 +61,7 @@ def read(path: str, template: chat.Template | None) -> list[Example]:
   """
   # Published records come without a group: a solver tells it, and the form is their domain.
   label = lambda prompt: acre.label(prompt) or raven.label(prompt)
-  return records.load(pathlib.Path(path).expanduser(), template=template, label=label)
+  return records.load(config.path(path), template=template, label=label)
 
 
 def named(name: str, template: chat.Template | None, data: config.Data) -> Sequence[Example]:
@@ -78,7 +78,7 @@ def named(name: str, template: chat.Template | None, data: config.Data) -> Seque
     return read(name, template)
   from iclm.data import builders
 
-  folder = str(pathlib.Path(data.dir).expanduser())
+  folder = str(config.path(data.dir))
   return builders.load(generated[1], generated[2], folder)
 
 
@@ -127,7 +127,7 @@ def make_tokenizer(c: config.Config, training: grain.MapDataset) -> Tokenizer:
   """The tokenizer of a file, or a small one trained on examples of the run."""
   t = c.data.tokenizer
   if t.path:
-    return tokenizer.load(pathlib.Path(t.path).expanduser())
+    return tokenizer.load(config.path(t.path))
   found = sample(c, training, t.texts)
   return tokenizer.train(_texts(found), t.vocab_size, SPLITS[t.split], t.apart)
 

@@ -19,6 +19,7 @@ import jinja2.nodes
 import jinja2.sandbox
 import jinja2.utils
 
+from iclm import config
 from iclm.config import InputError
 
 TEMPLATE, ABOUT, TOKENIZER = "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"
@@ -127,7 +128,7 @@ def load(folder: str | pathlib.Path, date: str) -> Template:
   Raises:
     InputError: the folder has no template, a file of it is malformed, or the template is.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = config.path(folder)
   about = _read(folder / ABOUT)
   source = about.get("chat_template")
   if (folder / TEMPLATE).is_file():

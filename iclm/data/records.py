@@ -173,7 +173,7 @@ def _refuse_misspelt(record: dict[str, Any]) -> None:
   for key in record:
     if key in _REQUIRED or key in _OPTIONAL:
       continue
-    near = difflib.get_close_matches(key, _OPTIONAL, n=1, cutoff=0.85)
+    near = difflib.get_close_matches(key.lower(), _OPTIONAL, n=1, cutoff=0.85)
     if near:
       raise InputError(f"the key {key!r} is not known; did you mean {near[0]!r}?")
 

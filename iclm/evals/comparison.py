@@ -44,7 +44,8 @@ def compare(
 
   Returns:
     baseline: its name. systems: name -> set -> mean, ci, n, and unless it is the baseline:
-    difference, difference_ci, n_pairs, p, p_holm; None where undefined, with `note`.
+    difference, difference_ci, n_pairs, p, p_holm; None where undefined, and why in `note` of the
+    mean and `difference_note`.
 
   Raises:
     InputError: see `best_of`.
@@ -101,5 +102,5 @@ def _difference(
     "difference_ci": None if found.low is None else [found.low, found.high],
     "n_pairs": len(both),
     "p": p,
-    "note": found.note,
+    "difference_note": found.note,
   }

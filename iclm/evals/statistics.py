@@ -51,7 +51,7 @@ def bootstrap_ci(
     _, cluster_N = np.unique(cluster_N, return_inverse=True)
     sum_C, n_C = np.bincount(cluster_N, weights=values_N), np.bincount(cluster_N)
   rng, n, mean = np.random.default_rng(seed), len(n_C), float(values_N.mean())
-  if n < 2 or np.ptp(sum_C / n_C) == 0:
+  if n < 2 or _are_equal(sum_C / n_C):
     note = f"{n} clusters of values with equal means tell no spread"
     return Estimate(mean, None, None, len(values_N), note)
   # One resample at a time: all at once would hold n_draws * N numbers.
@@ -176,10 +176,15 @@ def _undefined(values_N: np.ndarray) -> Estimate | None:
     return Estimate(None, None, None, n, f"{n_broken} of {n} values are not finite")
   if n < 2:
     return Estimate(float(values_N[0]) if n else None, None, None, n, _too_few(n))
-  if np.ptp(values_N) == 0:
+  if _are_equal(values_N):
     note = f"all {n} values are equal, which tells no spread"
     return Estimate(float(values_N[0]), None, None, n, note)
   return None
+
+
+def _are_equal(values_N: np.ndarray) -> bool:
+  """Up to rounding: differences of accuracies that are all one tenth are not bitwise so."""
+  return bool(np.ptp(values_N) <= 1e-12 * max(1.0, np.abs(values_N).max()))
 
 
 def _too_few(n: int) -> str:

@@ -174,7 +174,7 @@ def load_adapter(
       is for another base; a file is truncated; or the run's experts are no adapters.
   """
   _check_lora(c, "no adapter can take its place")
-  folder = pathlib.Path(folder).expanduser()
+  folder = config.path(folder)
   told = _read_config(folder)
   with files.Tensors(folder, WEIGHTS) as tensors:
     theirs = tensors.metadata(WEIGHTS).get(BASE)

@@ -68,7 +68,7 @@ _LLAMA3 = {
 
 def is_folder(folder: str | pathlib.Path) -> bool:
   """Whether this is a folder of `transformers`, at fault or not: its config.json says so."""
-  path = pathlib.Path(folder).expanduser() / CONFIG
+  path = config.path(folder) / CONFIG
   return path.is_file() and not {"architectures", "model_type"}.isdisjoint(
     whole.read_json(path, "transformers")
   )
@@ -84,7 +84,7 @@ def read_model(folder: str | pathlib.Path) -> dict[str, Any]:
     InputError: there is no config.json, a key is missing or of another type, the architecture is
       not supported (the nearest one is named), or it asks for what our decoder has not.
   """
-  path = pathlib.Path(folder).expanduser() / CONFIG
+  path = config.path(folder) / CONFIG
   given = whole.read_json(path, "transformers")
   family = FAMILIES[_architecture(path, given)]
   said = Reader(path, family.absent | given)

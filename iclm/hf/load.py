@@ -41,7 +41,7 @@ def load_base(
     InputError: `model` is another one than the folder's, a size does not divide over the mesh, a
       tensor is missing, unexpected, of another shape or dtype, or a file is missing or truncated.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = config.path(folder)
   description.check_agreement(model, folder)
   boxed = names.abstract(model, model.vocab_size)
   parameters, places = names.parameters(model, boxed), names.shardings(boxed, mesh, fsdp)
@@ -54,7 +54,7 @@ def check_base(folder: str | pathlib.Path, model: config.Model) -> None:
 
   The only weights that it reads are those of a head beside a tied embedding.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = config.path(folder)
   description.check_agreement(model, folder)
   boxed = names.abstract(model, model.vocab_size)
   _checked(folder, model, names.parameters(model, boxed)).close()
@@ -80,7 +80,7 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
     InputError: it is missing, no tokenizer, has no end-of-sequence token or not one that the folder
       names; or a file that names them is malformed.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = config.path(folder)
   return tokenizer.load(folder / chat.TOKENIZER, _specials(folder))
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import safetensors
 
+from iclm import config
 from iclm.config import InputError
 
 
@@ -21,7 +22,7 @@ def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
   Raises:
     InputError: `path` exists and is not an empty folder, or cannot be written.
   """
-  path = pathlib.Path(path).expanduser()
+  path = config.path(path)
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise InputError(f"{path} exists already; name a folder that does not")
   beside = path.parent / f".{path.name}.{os.getpid()}"

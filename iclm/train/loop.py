@@ -12,6 +12,7 @@ import jax
 
 from iclm import (
   compose,
+  config,
   hf,
   information,
   optim,
@@ -70,7 +71,7 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
   sources = assemble.sources(c)
   training = assemble.mixed(c, sources)
   sets = {name: assemble.examples(source, c.data) for name, source in c.evaluation.sets.items()}
-  source = pathlib.Path(c.checkpoint.init_from).expanduser()
+  source = config.path(c.checkpoint.init_from)
   if c.checkpoint.init_from and hf.is_folder(source):
     hf.check_base(source, c.model)
   elif c.checkpoint.init_from:

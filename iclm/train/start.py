@@ -1,13 +1,12 @@
 """What a run starts with: its tokenizer, and its state, fresh or of another run."""
 
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclm import compose, hf, processes, routing, sharding, step, workdir
+from iclm import compose, config, hf, processes, routing, sharding, step, workdir
 from iclm.config import Config, InputError
 from iclm.data import assemble, pipeline
 from iclm.data.tokenizer import Tokenizer
@@ -18,7 +17,7 @@ FIT_PROMPTS, FIT_ITERATIONS, FIT_RESTARTS = 1024, 30, 8
 
 def new_tokenizer(c: Config, training) -> Tokenizer:
   """That of what the run starts from, or one made now."""
-  source = pathlib.Path(c.checkpoint.init_from).expanduser()
+  source = config.path(c.checkpoint.init_from)
   if not c.checkpoint.init_from or (hf.is_folder(source) and c.data.tokenizer.path):
     return assemble.make_tokenizer(c, training)
   if hf.is_folder(source):
@@ -34,7 +33,7 @@ def new_tokenizer(c: Config, training) -> Tokenizer:
 def fresh(c: Config, model: compose.Model, tx, mesh, key, loader: pipeline.Loader):
   """A new state: random, on a pretrained base, or of another run; prototypes fitted if asked."""
   state = step.init_state(c, model, tx, mesh, key)
-  source = pathlib.Path(c.checkpoint.init_from).expanduser()
+  source = config.path(c.checkpoint.init_from)
   if c.checkpoint.init_from and hf.is_folder(source):
     # The random base goes first: there need not be room for two.
     rest = {name: part for name, part in state.params.items() if name != "base"}
