@@ -56,8 +56,10 @@ def test_choices_are_compared_by_likelihood(tok):
   np.testing.assert_allclose(scores.nll_N, [1.2, 4.0])
   assert scores.alone_AN.tolist() == [[True, False], [False, True]]  # The second says the contrary.
   assert summary["accuracy"] == 0.5 and math.isclose(summary["nll_nats"], 2.6)
-  assert summary["by_group"] == {"g": {"n": 1, "accuracy": 1.0}, "h": {"n": 1, "accuracy": 0.0}}
-  assert summary["by_domain"] == {"d": {"n": 2, "accuracy": 0.5}}
+  assert summary["n"] == 2 and summary["n_contexts"] == 1
+  one = {"n": 1, "n_contexts": 1}
+  assert summary["by_group"] == {"g": one | {"accuracy": 1.0}, "h": one | {"accuracy": 0.0}}
+  assert summary["by_domain"] == {"d": {"n": 2, "n_contexts": 1, "accuracy": 0.5}}
   assert summary["streams"] == {"invariant": {"accuracy": 0.5}, "domain": {"accuracy": 0.5}}
   assert summary["routes"] == {"d": [0.0, 0.0, 1.0]}
   assert summary["rate_nats"] == {"invariant": 0.5, "domain": 0.5}

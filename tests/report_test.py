@@ -115,6 +115,10 @@ def test_open_answers_have_what_is_determined_beside_its_ceiling(tmp_path):
   assert "determined by the context (ceiling 0.900)" in page
   # Wilson's interval of 15 of 30: 1/2 +- z / 2 sqrt(n + z^2), z = 1.96.
   assert "0.332 – 0.668" in page
+  # Of four contexts with ten questions each, three quarters of which are right:
+  # (3 + z^2 / 2 +- z sqrt(3 / 4 + z^2 / 4)) / (4 + z^2).
+  sets = {"test": SET | {"n_contexts": 4}}
+  assert "0.301 – 0.954" in report.render(write(tmp_path, RESULTS | {"sets": sets}), None)
 
 
 def test_evaluated_files_of_one_name_are_told_apart(tmp_path):

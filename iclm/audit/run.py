@@ -124,7 +124,7 @@ def _accuracies(title: str, sets: Mapping[str, Any], results: dict[str, Any]) ->
     rivals = [] if plain is None else [plain.get(name)]
     cells = [_share(s) for s in (found, *rivals)]
     if forced is not None:
-      cells.append(_share({"n": found["n"], "accuracy": forced[name]} if name in forced else None))
+      cells.append(_share(found | {"accuracy": forced[name]} if name in forced else None))
     rows.append(Row(name, found["n"], cells, is_group=False))
     for label, group in _groups(found).items():
       cells = [_share(group)]
@@ -145,8 +145,8 @@ def _groups(found: dict[str, Any]) -> dict[str, Any]:
 def _share(found: dict[str, Any] | None) -> statistics.Estimate | None:
   if found is None:
     return None
-  n_right = round(found["accuracy"] * found["n"])
-  return statistics.wilson_interval(n_right, found["n"], level=LEVEL)
+  n = found.get("n_contexts", found["n"])  # Open answers of RAVEN have one context each.
+  return statistics.wilson_interval(found["accuracy"] * n, n, level=LEVEL)
 
 
 def _routes(name: str, found: dict[str, Any]) -> drawing.Heat:

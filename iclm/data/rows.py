@@ -51,6 +51,12 @@ class Prompts(NamedTuple):
   whole: bool
 
 
+def contexts(examples: Sequence[Example], question: Question) -> Int[np.ndarray, "N"]:
+  """Numbers the contexts of examples: those that share one are no independent draws."""
+  shared = [split_prompt(example.prompt, question)[0] for example in examples]
+  return np.unique(shared, return_inverse=True)[1]
+
+
 def split_prompt(prompt: str, question: Question) -> tuple[str, str]:
   """Splits a prompt into what its neighbours may share, and its own question.
 

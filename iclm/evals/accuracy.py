@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from iclm import compose, processes, sharding, step
 from iclm.config import Config
-from iclm.data import evaluation, pipeline
+from iclm.data import evaluation, pipeline, rows
 from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
 
@@ -174,17 +174,21 @@ def _per_example(examples, items, sums: _Sums, n_truncated: int) -> Scores:
 
 
 def summarise(examples: Sequence[Example], scores: Scores, config: Config) -> dict[str, Any]:
-  """One JSON-able summary of a set; `nll_nats` is per answer, `rate_nats` per position."""
+  """One JSON-able summary of a set; `nll_nats` is per answer, `rate_nats` per position.
+
+  Of the n examples, whole and by group, `n_contexts` are independent draws: see `rows.contexts`.
+  """
   names = compose.streams(config)
   groups = np.array([e.group for e in examples])
   domains = np.array([e.domain for e in examples])
+  context_N = rows.contexts(examples, config.data.asks)
+
+  def on(mask_N: np.ndarray) -> dict[str, Any]:
+    n, n_contexts = int(mask_N.sum()), len(np.unique(context_N[mask_N]))
+    return {"n": n, "n_contexts": n_contexts, "accuracy": float(scores.correct_N[mask_N].mean())}
 
   def by(labels: np.ndarray) -> dict[str, Any]:
-    members = {str(name): labels == name for name in np.unique(labels)}
-    return {
-      name: {"n": int(m.sum()), "accuracy": float(scores.correct_N[m].mean())}
-      for name, m in members.items()
-    }
+    return {str(name): on(labels == name) for name in np.unique(labels)}
 
   routes = {}
   if names:
@@ -193,8 +197,7 @@ def summarise(examples: Sequence[Example], scores: Scores, config: Config) -> di
       routes[str(name)] = (counts / counts.sum()).tolist()
   alone = zip(compose.heard_alone(config), scores.alone_AN, strict=True)
   summary = {
-    "n": len(examples),
-    "accuracy": float(scores.correct_N.mean()),
+    **on(np.ones(len(examples), bool)),
     "exact_match": float(scores.exact_N.mean()),
     "nll_nats": float(scores.nll_N.mean()),
     "by_group": by(groups),

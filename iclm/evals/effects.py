@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from iclm.data import rows
-from iclm.data.records import Example
 from iclm.evals import statistics
 from iclm.evals.accuracy import Scores
 
@@ -51,12 +49,6 @@ def change(under: Scores, without: Scores) -> Change:
   """The change of accuracy and of the answer's negative log-likelihood."""
   right_N = under.correct_N.astype(float) - without.correct_N
   return Change(right_N, under.nll_N - without.nll_N)
-
-
-def contexts(examples: Sequence[Example], question: rows.Question) -> Int[np.ndarray, "N"]:
-  """Numbers the contexts of examples: those that share one are no independent draws."""
-  shared = [rows.split_prompt(e.prompt, question)[0] for e in examples]
-  return np.unique(shared, return_inverse=True)[1]
 
 
 class Estimator:

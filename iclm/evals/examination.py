@@ -10,10 +10,9 @@ import numpy as np
 
 from iclm import axes, compose
 from iclm.config import Config, InputError
-from iclm.data import mechanisms
+from iclm.data import mechanisms, rows
 from iclm.data.records import Example
 from iclm.evals import (
-  effects,
   independence,
   interchange,
   interventions,
@@ -149,7 +148,7 @@ def independence_of(subject: Subject, examples: Sequence[Example], seed: int) ->
     InputError: see `check`.
   """
   check(subject.config)
-  context_N = effects.contexts(examples, subject.config.data.asks)
+  context_N = rows.contexts(examples, subject.config.data.asks)
   worst = {"worst_domain": _worst_domain(subject, examples, context_N)}
   if subject.config.bottleneck.kind == "none":
     notes = ["a model without a bottleneck has no messages to compare"]
@@ -166,7 +165,7 @@ def independence_of(subject: Subject, examples: Sequence[Example], seed: int) ->
       independence.Pair(f"{axes.INVARIANT}, {axes.DOMAIN} | label", x_NZ, y_NZ, label_N),
     ]
   pairs += _domain_pairs(subject, alone, label_N, keys)
-  rows = independence.report(
+  compared = independence.report(
     pairs,
     n_permutations=N_PERMUTATIONS,
     n_features=subject.config.dependence.features,
@@ -174,7 +173,7 @@ def independence_of(subject: Subject, examples: Sequence[Example], seed: int) ->
     seed=seed,
   )
   return {
-    "independence": rows,
+    "independence": compared,
     "independence_notes": _left_out(len(examples), len(alone), subject.config.experts.count),
     "probes": _probes(subject, alone, said, seed),
   } | worst

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from iclm import compose, progress
+from iclm.data import rows
 from iclm.data.records import Example
 from iclm.evals import effects
 from iclm.evals.accuracy import Scores
@@ -57,7 +58,7 @@ def interchange(
   """
   said = subject.messages(examples)
   names = compose.streams(subject.config)
-  context_N = effects.contexts(examples, subject.config.data.asks)
+  context_N = rows.contexts(examples, subject.config.data.asks)
   estimator = effects.Estimator(context_N, seed)
   found: dict[str, dict[str, Any]] = {name: {} for name in names}
   each = list(itertools.product(_partners(examples, said.index_N, seed).items(), names))

@@ -115,7 +115,7 @@ def report(
   without = measured.without
   member_DN = np.array([domain_N == d for d in domains])
   served_EN = without.index_N == np.arange(n_experts)[:, None]
-  context_N = effects.contexts(examples, question)
+  context_N = rows.contexts(examples, question)
   estimator = effects.Estimator(context_N, seed)
   few_D = [len(np.unique(context_N[m])) < effects.MIN_INPUTS for m in member_DN]
 
