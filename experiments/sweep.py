@@ -78,16 +78,21 @@ def _load(path: pathlib.Path) -> Any:
   try:
     spec.loader.exec_module(module)
     sweep = module.get_sweep()
-    absent = [name for name in KEYS if not hasattr(sweep, name)]
-    if absent:
-      raise InputError(f"what it returns has no {', '.join(absent)}")
-    for changes in (sweep.every, *sweep.systems.values()):
-      dict(changes)
-    if sweep.tuning:
-      [float(value) for value in sweep.tuning.tries]
+    _check(sweep)
   except cli.BROKEN as error:
     raise InputError(f"{path} is no sweep: {cli.sentence(error)}") from None
   return sweep
+
+
+def _check(sweep: Any) -> None:
+  """Raises one of `cli.BROKEN` where a sweep is not made as `KEYS` says."""
+  absent = [name for name in KEYS if not hasattr(sweep, name)]
+  config.require(not absent, f"what it returns has no {', '.join(absent)}")
+  for name, changes in {"every": sweep.every, **sweep.systems}.items():
+    pairs = all(isinstance(one, Sequence) and len(one) == 2 for one in changes)
+    config.require(pairs, f"the changes of {name!r} are no pairs of a key and its value")
+  for value in sweep.tuning.tries if sweep.tuning else ():
+    config.require(isinstance(value, int | float), f"tuning.tries: {value!r} is no number")
 
 
 def _seeds(sweep: Any, asked: Sequence[str]) -> set[int]:

@@ -286,6 +286,16 @@ def test_a_broken_sweep_is_said(text, told, tmp_path):
     sweep._load(path)
 
 
+def test_what_a_sweep_lacks_is_said():
+  c = sweep._load(ROOT / "configs" / "sweeps" / "mechanisms.py")
+  c.tuning.tries = ("1e-3",)
+  with pytest.raises(InputError, match="'1e-3' is no number"):
+    sweep._check(c)
+  c.systems = {"a": (("steps", 3, 4),)}
+  with pytest.raises(InputError, match="the changes of 'a' are no pairs"):
+    sweep._check(c)
+
+
 @pytest.mark.parametrize("name", sorted(p.stem for p in ROOT.glob("configs/sweeps/[a-z]*.py")))
 def test_every_system_of_the_repos_sweeps_is_a_config(name):
   found = sweep._load(ROOT / "configs" / "sweeps" / f"{name}.py")
