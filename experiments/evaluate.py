@@ -26,13 +26,13 @@ N_REFERENCE = 512  # Training examples whose messages stand in for those knocked
 
 
 def main(flag: flags.FlagValues) -> int:
-  out = config.path(flag.out)
+  out, folder = config.path(flag.out), config.path(flag.workdir)
   outputs.check_can_be_written(out)
-  sizes = cli.mesh_of(config.path(flag.workdir), flag.mesh)
-  template = workdir.template_of(config.path(flag.workdir))
-  data = workdir.config_of(config.path(flag.workdir)).data
+  sizes = cli.mesh_of(folder, flag.mesh)
+  template = workdir.template_of(folder)
+  data = workdir.config_of(folder).data
   examples = {name: list(assemble.named(name, template, data)) for name in flag.data}
-  run = workdir.load_run(config.path(flag.workdir), sizes, cli.step_of(flag.step))
+  run = workdir.load_run(folder, sizes, cli.step_of(flag.step))
   if flag.interventions or flag.independence:
     examination.check(run.config)  # Now, not after minutes of scoring.
   if flag.seed_workdir and not flag.interventions:
@@ -52,7 +52,7 @@ def main(flag: flags.FlagValues) -> int:
       print(f"{path}: {summary['n_truncated']} rows lost tokens from the left of their context")
   examined = _examine(flag, subject, others, examples)
   # Of the run, whatever the mesh that it was read onto.
-  provenance = workdir.provenance(workdir.config_of(config.path(flag.workdir)))
+  provenance = workdir.provenance(workdir.config_of(folder))
   outputs.write_json(out, {"step": run.step, "sets": sets, "provenance": provenance} | examined)
   _show(sets)
   return 0

@@ -29,13 +29,14 @@ def main(flag: flags.FlagValues) -> int:
   out = None if flag.out is None else config.path(flag.out)
   if out is not None:
     outputs.check_can_be_written(out)
-  sizes = cli.mesh_of(config.path(flag.workdir), flag.mesh)
-  template = workdir.template_of(config.path(flag.workdir))
+  folder = config.path(flag.workdir)
+  sizes = cli.mesh_of(folder, flag.mesh)
+  template = workdir.template_of(folder)
   ask = _asker(flag, template)
   asked, options = _asked(flag, template, ask), _options(flag)
   if not asked and out is not None:
     raise InputError("--out takes the answers to --prompt or --prompts, and there is none")
-  run = workdir.load_run(config.path(flag.workdir), sizes, cli.step_of(flag.step))
+  run = workdir.load_run(folder, sizes, cli.step_of(flag.step))
   if flag.context is not None:
     run = run._replace(config=generate.with_context(run.config, flag.context))
   generate.check(options, run.config)

@@ -129,7 +129,7 @@ def dependence_by_order(
   """`dependence` of x and y[order] given a class, for each order: what chance makes of it.
 
   An order permutes y within its classes, so that features and norms stay as they are and only the
-  products of x and y are new: time P * G * M * F^2, whatever `dependence` would take.
+  products of x and y are new: time P * G * M * F^2, where `dependence` takes P * G * N * F^2.
 
   Args:
     x_NZ, y_NY, key, n_features: see `nhsic`.
