@@ -29,7 +29,7 @@ def get_config():
     "unseen_pairs": base.source(tfds="mechanisms/default", split="unseen_pairs", limit=1_000),
   }
   c.evaluation.best = "iid_test"
-  c.checkpoint.update(every=500, keep=2, best=0)
+  c.checkpoint.update(every=200, keep=2, best=0)
   c.study.plain_base = True
   c.study.shift.update(
     surface="digits",

@@ -1,5 +1,7 @@
 """Answers of a model's own, and what RAVEN's context determines of them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -110,6 +112,13 @@ def test_right_answers_are_right_and_the_solver_is_the_ceiling(tok):
   parts = [solved, *solved["by_attribute"].values(), *solved["by_configuration"].values()]
   assert all(part["accuracy"] == part["ceiling"] for part in parts)
   assert solved["ceiling"] == found["ceiling"] > 0.9
+
+
+def test_a_chat_template_hides_no_problem_from_the_solver(tok):
+  asked = lambda e: dataclasses.replace(e, prompt=f"<user>{e.prompt}</user>", plain=e.prompt)
+  wrapped = [asked(e) for e in OPEN]
+  parrot = Parrot(tok, [e.answer for e in OPEN])
+  assert determined.report(parrot, wrapped) == determined.report(parrot, OPEN)
 
 
 def test_what_the_context_leaves_open_does_not_count(tok):

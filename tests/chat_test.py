@@ -102,7 +102,8 @@ def test_records_are_written_by_the_template_and_the_answer_alone_counts(folders
   made = under(folders["turns"])
   one, other = assemble.read(str(path), made.chat)
   assert one.prompt == made.chat.render(ASKED) and other.prompt == "<|turn|>x"
-  assert [e.prompt for e in assemble.read(str(path), None)] == ["hi", "<|turn|>x"]
+  plain = assemble.read(str(path), None)
+  assert [e.prompt for e in plain] == [e.content for e in (one, other)] == ["hi", "<|turn|>x"]
   packed = {"seq_len": 60, "question": "none", "loss": "answer", "too_long": "error"}
   [row] = rows.pack_all([[one]], made, **packed)
   n = len(made.encode(one.prompt))

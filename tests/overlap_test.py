@@ -1,5 +1,7 @@
 """Overlap is counted per example, whatever the order of what was shown."""
 
+import dataclasses
+
 from iclm.data import acre, mechanisms, overlap
 from iclm.data.acre_world import View, verbalise
 from iclm.data.records import Example
@@ -23,6 +25,12 @@ def test_the_same_problem_in_words_and_symbols_is_one():
   views = [View((1, 2), True)]
   (symbols,), (words,) = (verbalise(form, views, [(1,)]) for form in ("symbolic", "text"))
   assert overlap.canonical_form(symbols) == overlap.canonical_form(words)
+
+
+def test_a_chat_template_hides_no_problem_that_was_trained_on():
+  (shown,) = verbalise("symbolic", [View((1, 2), True)], [(1,)])
+  asked = dataclasses.replace(example(f"<user>{shown}</user>"), plain=shown)
+  assert overlap.measure(iter([example(shown)]), {"a": [asked]}) == {"a": (0, 1)}
 
 
 def test_true_splits_share_nothing_with_their_training_side():

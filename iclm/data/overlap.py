@@ -27,16 +27,16 @@ def measure(
   """
   exact, canonical = set(), set()
   wanted = {e.prompt for found in sets.values() for e in found}
-  wanted_canonical = {form: None for form in map(canonical_form, wanted)}
+  wanted_canonical = {canonical_form(e.content) for found in sets.values() for e in found}
   for e in training:
     if e.prompt in wanted:
       exact.add(e.prompt)
-    if (form := canonical_form(e.prompt)) in wanted_canonical:
+    if (form := canonical_form(e.content)) in wanted_canonical:
       canonical.add(form)
   return {
     name: Overlap(
       sum(e.prompt in exact for e in found),
-      sum(canonical_form(e.prompt) in canonical for e in found),
+      sum(canonical_form(e.content) in canonical for e in found),
     )
     for name, found in sets.items()
   }

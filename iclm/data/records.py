@@ -30,6 +30,7 @@ class Example:
     domain: the name of the domain, for evaluation only.
     group: query type or rule, for break-downs.
     id: names the record in reports and errors.
+    plain: the prompt without its chat template; empty where it has none.
   """
 
   prompt: str
@@ -38,6 +39,12 @@ class Example:
   domain: str
   group: str
   id: str
+  plain: str = ""
+
+  @property
+  def content(self) -> str:
+    """What the prompt asks, without a chat template: what solvers and canonical forms read."""
+    return self.plain or self.prompt
 
 
 def load(
@@ -157,6 +164,7 @@ def _example(
     domain=_text(record.get("domain", domain), "domain", numbers=False),
     group=_text(record.get("group", group), "group", numbers=True),
     id=_text(record.get("id", name), "id", numbers=True),
+    plain="" if plain == prompt else plain,
   )
 
 

@@ -60,8 +60,8 @@ def measured(found: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _solved(example: Example) -> tuple[str, str] | None:
   """Configuration and the solver's answer of an open prompt; None for every other prompt."""
-  read = raven.parse(example.prompt)
-  answer = None if read is None or read.answers else raven.predict(example.prompt)
+  read = raven.parse(example.content)
+  answer = None if read is None or read.answers else raven.predict(example.content)
   return None if read is None or answer is None else (read.configuration, answer)
 
 
@@ -71,7 +71,7 @@ def _text(subject: Subject, tokens: Sequence[int]) -> str:
 
 
 def _score(example: Example, answer: str) -> raven.Score:
-  return raven.score(example.prompt, example.answer, answer)
+  return raven.score(example.content, example.answer, answer)
 
 
 def _shares(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any]:

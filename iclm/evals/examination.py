@@ -119,7 +119,7 @@ def _paraphrased(
   subject: Subject, examples: Sequence[Example], scores: Scores
 ) -> tuple[np.ndarray | None, dict[str, Any]]:
   """Routes under other words, -1 where there are none, and the accuracy of both on the others."""
-  other = [mechanisms.paraphrase(e.prompt) for e in examples]
+  other = [_reworded(e) for e in examples]
   known = [i for i, prompt in enumerate(other) if prompt is not None]
   if not known:
     return None, {"accuracy": None, "note": "no prompt has a paraphrase: only mechanisms has them"}
@@ -132,6 +132,14 @@ def _paraphrased(
   route_N[known] = under.index_N
   accuracy = [float(scores.correct_N[known].mean()), float(under.correct_N.mean())]
   return route_N, {"accuracy": accuracy, "note": None}
+
+
+def _reworded(example: Example) -> str | None:
+  """The prompt in other words, in the same chat template where it has one."""
+  words = mechanisms.paraphrase(example.content)
+  if words is None or example.content not in example.prompt:
+    return None
+  return example.prompt.replace(example.content, words)
 
 
 def independence_of(subject: Subject, examples: Sequence[Example], seed: int) -> dict[str, Any]:
