@@ -59,7 +59,9 @@ def dense_lora(c: Config) -> Config:
     experts=dataclasses.replace(
       e, kind="lora", count=1, invariant=False, rank=n * e.rank, alpha=n * e.alpha
     ),
-    router=dataclasses.replace(c.router, kind="uniform", level="input", reads="embed", fit=False),
+    router=dataclasses.replace(
+      c.router, kind="uniform", level="input", reads="embed", fit=False, cached=False
+    ),
     bottleneck=dataclasses.replace(c.bottleneck, kind="none"),
     dependence=dataclasses.replace(c.dependence, kind="none"),
     loss=config.Loss(**NO_TERMS),

@@ -42,6 +42,7 @@ from experiments.cases import Case
 from iclm import axes, config, outputs, workdir
 from iclm.audit import chips, hlo, work
 from iclm.config import Config, InputError
+from iclm.nn import attention
 from iclm.nn.block import PROJECTIONS
 
 WARMUP = 2  # Steps of each case before any is timed.
@@ -54,8 +55,7 @@ def main(flag: flags.FlagValues) -> int:
   counts = _counts(flag.experts)
   outputs.check_can_be_written(config.path(flag.out))
   c = config.from_config_dict(sizes.get_config(flag.size))
-  if c.model.kernel == "cudnn" and jax.default_backend() != "gpu":
-    raise InputError(f"--size={flag.size} needs a GPU, and there is none; S and M run anywhere")
+  attention.check_kernel(c.model, jax.default_backend())
   # What is read from a cache was not compiled.
   jax.config.update("jax_enable_compilation_cache", False)
   found, figures = SUITES[flag.suite](c, counts, flag.repeats)

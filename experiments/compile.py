@@ -24,7 +24,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli
-from iclm import axes, config, outputs, sharding, step, workdir
+from iclm import axes, config, outputs, sharding, workdir
 from iclm.audit import chips, pod
 from iclm.config import Config, InputError
 from iclm.nn import attention
@@ -38,7 +38,6 @@ def main(flag: flags.FlagValues) -> int:
   if flag.out:
     outputs.check_can_be_written(config.path(flag.out))
   c = config.from_config_dict(flag.config)
-  step.check_weights(c)
   attention.check_kernel(c.model, "tpu")
   chip, devices = chips.slice_of(flag.topology)
   check_mesh(c, flag.topology, len(devices))

@@ -15,7 +15,7 @@ reads a run reads it, none trains in it, and another run may start from it (chec
 import dataclasses
 import pathlib
 import shutil
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from absl import flags
@@ -88,14 +88,20 @@ def _export_run(run: workdir.Run, source: pathlib.Path, out: pathlib.Path, dtype
   """
   c, results = run.config, source / workdir.RESULTS
   told = workdir.meta(c, run.tokenizer) | {"dtype": dtype}
+  state = jax.tree.map(lambda x: x.astype(dtype), run.params)
   with whole.folder(out) as beside:
-    outputs.write_json(beside / workdir.CONFIG, config.to_dict(c))
-    workdir.keep_tokenizer(beside, run.tokenizer)
     if results.exists():
       shutil.copyfile(results, beside / workdir.RESULTS)
     (beside / workdir.PARAMS).mkdir()  # From here on its checkpoints are those of an exported run.
-    with workdir.checkpoints(beside, c) as saves:
-      saves.save(run.step, jax.tree.map(lambda x: x.astype(dtype), run.params), told, None)
+    _write(beside, run, state, told)
+
+
+def _write(folder: pathlib.Path, run: workdir.Run, state, told: dict[str, Any]) -> None:
+  """A run with one checkpoint, of `state`."""
+  outputs.write_json(folder / workdir.CONFIG, config.to_dict(run.config))
+  workdir.keep_tokenizer(folder, run.tokenizer)
+  with workdir.checkpoints(folder, run.config) as saves:
+    saves.save(run.step, state, told, None)
 
 
 def _put(flag: flags.FlagValues, run: workdir.Run, state, expert, out: pathlib.Path) -> None:
@@ -115,10 +121,8 @@ def _put(flag: flags.FlagValues, run: workdir.Run, state, expert, out: pathlib.P
   if c.bottleneck.kind != "none":
     print(f"expert {expert} keeps its message head: what it says goes through that")
   state = state._replace(params=hf.into(run.params, expert, read.layers))
-  with workdir.claim(out, c):
-    workdir.keep_tokenizer(out, run.tokenizer)
-    with workdir.checkpoints(out, c) as saves:
-      saves.save(run.step, state, workdir.meta(c, run.tokenizer), None)
+  with whole.folder(out) as beside:
+    _write(beside, run, state, workdir.meta(c, run.tokenizer))
 
 
 def _expert(name: str) -> int | Literal["invariant"]:

@@ -5,9 +5,9 @@ in setup.py.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-import pathlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from lm_eval.api.model import LM
 from tqdm import tqdm
 
 from experiments import cli
-from iclm import generate, workdir
+from iclm import config, generate, workdir
 from iclm.config import InputError, nearest
 from iclm.data import chat
 from iclm.evals import likelihood
@@ -149,10 +149,13 @@ class Harness(LM):
     alike, found = defaultdict(list), [""] * len(requests)
     for i, request in enumerate(requests):
       alike[json.dumps(request.args[1], sort_keys=True)].append(i)
+    told = {asked: options_of(json.loads(asked)) for asked in alike}
+    for options in told.values():  # All of them before the first answer.
+      generate.check(options, self._config)
     bar = tqdm(total=len(requests), desc="answers", disable=disable_tqdm)
     n_cut = 0
     for asked, indices in alike.items():
-      options = options_of(json.loads(asked))
+      options = told[asked]
       texts = [requests[i].args[0] for i in indices]
       for piece in self._generator.stream(texts, options, STRIDE):
         if piece.answer is not None:
@@ -170,34 +173,56 @@ def options_of(asked: dict[str, Any]) -> generate.Options:
   """A task's generation arguments as ours.
 
   Raises:
-    InputError: there is one that nothing here would follow.
+    InputError: there is one that nothing here would follow, or that is not of its type.
   """
   for key in asked:
     if key not in GENERATION:
       raise InputError(f"the task's generation argument {key!r} is not known: "
                        + nearest(key, GENERATION))  # fmt: skip
-  until = asked.get("until") or []
+  number = functools.partial(_number, {k: v for k, v in asked.items() if v is not None})
   # As the harness has it: a temperature alone means to sample, and do_sample = false not to.
-  temperature = float(asked.get("temperature") or 0.0)
-  sample = asked.get("do_sample", temperature > 0)
-  if not sample:
-    temperature = 0.0
-  elif temperature == 0:
+  temperature = number("temperature", float, 0.0)
+  sample = asked.get("do_sample")
+  if sample is None:
+    sample = temperature > 0
+  if not isinstance(sample, bool):
+    raise InputError(f"the task's generation argument do_sample = {sample!r} must be true or false")
+  if sample and temperature == 0:
     temperature = 1.0
+  length = next((key for key in LENGTHS if asked.get(key) is not None), LENGTHS[0])
   return generate.Options(
-    max_tokens=next((int(asked[key]) for key in LENGTHS if asked.get(key)), MAX_TOKENS),
-    temperature=temperature,
-    top_k=int(asked.get("top_k") or 0) if sample else 0,
-    top_p=float(asked.get("top_p") or 1.0) if sample else 1.0,
-    seed=int(asked.get("seed") or 0),
-    stop=tuple(s for s in ([until] if isinstance(until, str) else until) if s),
+    max_tokens=number(length, int, MAX_TOKENS),
+    temperature=temperature if sample else 0.0,
+    top_k=number("top_k", int, 0) if sample else 0,
+    top_p=number("top_p", float, 1.0) if sample else 1.0,
+    seed=number("seed", int, 0),
+    stop=_stops(asked.get("until")),
     route=None,
     disabled=(),
   )
 
 
+def _number(asked: dict[str, Any], key: str, kind: type, default: float) -> Any:
+  """A number that a task gives, or that the command line does, as text."""
+  value = asked.get(key, default)
+  try:
+    if isinstance(value, bool) or kind(value) != float(value):
+      raise ValueError
+    return kind(value)
+  except (TypeError, ValueError, OverflowError):
+    what = "a whole number" if kind is int else "a number"
+    raise InputError(f"the task's generation argument {key} = {value!r} must be {what}") from None
+
+
+def _stops(until: Any) -> tuple[str, ...]:
+  texts = [until] if isinstance(until, str) else until or []
+  if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+    raise InputError(f"the task's generation argument until = {until!r} must be texts")
+  return tuple(text for text in texts if text)
+
+
 def _load(folder: str, mesh: str | None, step: int | str | None) -> workdir.Run:
-  path, at = pathlib.Path(str(folder)), cli.step_of(None if step is None else str(step))
+  path, at = config.path(str(folder)), cli.step_of(None if step is None else str(step))
   return workdir.load_run(path, cli.mesh_of(path, mesh), at)
 
 

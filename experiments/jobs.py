@@ -124,11 +124,11 @@ def run(jobs: Sequence[Job], n_at_a_time: int, tries: int, children: Children) -
 
 
 def _attempt(job: Job, tries: int, children: Children) -> bool:
-  (job.folder / FAILED).unlink(missing_ok=True)
   for _ in range(tries):
     if children.stopped:
       return False
-    job.folder.mkdir(parents=True, exist_ok=True)
+    outputs.make_folder(job.folder)
+    (job.folder / FAILED).unlink(missing_ok=True)
     with open(job.folder / "log.txt", "a") as log:
       code = children.call(job.command, log)
     if code == 0:

@@ -1,6 +1,6 @@
 """The sparse shift of a mechanism that an update is about: one operation, on one surface alone."""
 
-from iclm.config import Config, InputError, nearest
+from iclm.config import Config, InputError, check_known, nearest
 from iclm.data import acre_shift, acre_world, mechanisms
 from iclm.data.records import Example
 
@@ -47,5 +47,9 @@ def stays(c: Config, example: Example) -> bool:
 
 def _task(c: Config) -> str:
   """The mechanisms task that a run is trained on; "default" where it is another's sequences."""
-  names = (source.tfds.partition("/") for source in c.data.train.values())
-  return next((task for builder, _, task in names if builder == "mechanisms"), "default")
+  for name, source in c.data.train.items():
+    builder, _, task = source.tfds.partition("/")
+    if builder == "mechanisms":
+      check_known(f"the task of config.data.train.{name}.tfds", task, mechanisms.TASKS)
+      return task
+  return "default"

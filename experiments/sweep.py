@@ -48,7 +48,7 @@ def main(flag: flags.FlagValues) -> int:
     launch = lambda jobs: [] if children.stopped else run(jobs, flag.jobs, flag.tries, children)
     dead = launch(bases) if bases else []
     jobs = _startable(jobs, bases)
-    if tunes:
+    if tunes and jobs:
       tried = tuning.tried(sweep, [job.system for job in jobs])
       _, of_tried = _split(jobs_of(sweep, folder, flag.override, tried), sweep.base)
       trials = tuning.trials_of(sweep, _startable(of_tried, bases), folder)
@@ -91,8 +91,15 @@ def _check(sweep: Any) -> None:
   for name, changes in {"every": sweep.every, **sweep.systems}.items():
     pairs = all(isinstance(one, Sequence) and len(one) == 2 for one in changes)
     config.require(pairs, f"the changes of {name!r} are no pairs of a key and its value")
-  for value in sweep.tuning.tries if sweep.tuning else ():
+  if not sweep.tuning:
+    return
+  for value in sweep.tuning.tries:
     config.require(isinstance(value, int | float), f"tuning.tries: {value!r} is no number")
+  folders = {tuning.folder_of(value) for value in sweep.tuning.tries}
+  config.require(
+    0 < len(folders) == len(sweep.tuning.tries),
+    f"tuning.tries = {tuple(sweep.tuning.tries)} must name one value or more, each once",
+  )
 
 
 def _seeds(sweep: Any, asked: Sequence[str]) -> set[int]:

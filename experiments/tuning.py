@@ -50,11 +50,18 @@ def trials_of(sweep: Any, jobs: Sequence[Job], folder: pathlib.Path) -> list[Job
   first = [job for job in jobs if job.seed == sweep.seeds[0]]
   return [
     dataclasses.replace(
-      job, folder=folder / FOLDER / job.system / f"{value:g}", changes=job.changes | {key: value}
+      job,
+      folder=folder / FOLDER / job.system / folder_of(value),
+      changes=job.changes | {key: value},
     )
     for value in sweep.tuning.tries
     for job in first
   ]
+
+
+def folder_of(value: float) -> str:
+  """The folder of a value, among those of its system."""
+  return f"{value:g}"
 
 
 def tuned(

@@ -47,6 +47,11 @@ def check(c: Config) -> None:
   s = c.study.shift
   if not s.surface:
     return
+  config.require(
+    c.experts.kind != "none",
+    f"config.study.shift.surface = {s.surface!r} retrains an expert, and config.experts.kind = "
+    "'none' has none; '' asks for no update",
+  )
   shifts.check(c)
   for key in ("lr", "base_lr", "examples", "steps"):
     if getattr(s, key) <= 0:
@@ -60,8 +65,8 @@ def check(c: Config) -> None:
     raise config.InputError(
       "config.study.shift looks at what else changes: name config.evaluation.sets"
     )
-  if c.study.plain_base and s.lora_lr:
-    baselines.dense_lora(c)
+  for name, made in _configs(c).items():
+    config.check(_retraining(made, _trains(name, 0), s.lr, pathlib.Path("shifted.jsonl"), 1, ""))
   _kept(c)
 
 
@@ -137,50 +142,71 @@ def _kept(c: Config) -> list[Example]:
   return found[:wanted]
 
 
-def _models(c, folder, trained, plain, expert) -> dict[str, _Model]:
-  s, base = c.study.shift, folder / "plain_base"
-  nothing = Trains(
-    base=False,
+def _configs(c: Config) -> dict[str, Config]:
+  """Of each model that is updated the config that it was, or will be, trained under."""
+  found = {OURS: c}
+  if c.study.plain_base:
+    found[FULL] = baselines.plain(c)
+  if c.study.plain_base and c.study.shift.lora_lr:
+    found[LORA] = baselines.dense_lora(c)
+  return found
+
+
+def _trains(name: str, expert: int) -> Trains:
+  """What moves of a model: our expert alone, all of the plain base, or the LoRA on it."""
+  return Trains(
+    base=name == FULL,
     lower=True,
     invariant=False,
     router=False,
-    domain=False,
+    domain=name != FULL,
     combine=False,
-    only_experts=(),
+    only_experts=(expert,) if name == OURS else (),
   )
-  domain = dataclasses.replace(nothing, domain=True)
-  alone = dataclasses.replace(domain, only_experts=(expert,))
-  found = {OURS: _Model("iclm", c, trained, folder, alone, s.lr)}
-  if plain is not None:
-    whole = dataclasses.replace(nothing, base=True)
-    found[FULL] = _Model("plain_base", baselines.plain(c), plain, base, whole, s.base_lr)
-  if plain is not None and s.lora_lr:
-    found[LORA] = _Model("dense_lora", baselines.dense_lora(c), plain, base, domain, s.lora_lr)
-  return found
+
+
+def _models(c, folder, trained, plain, expert) -> dict[str, _Model]:
+  s, base = c.study.shift, folder / "plain_base"
+  rest = {
+    OURS: ("iclm", trained, folder, s.lr),
+    FULL: ("plain_base", plain, base, s.base_lr),
+    LORA: ("dense_lora", plain, base, s.lora_lr),
+  }
+  return {
+    name: _Model(title, made, before, source, _trains(name, expert), lr)
+    for name, made in _configs(c).items()
+    for title, before, source, lr in (rest[name],)
+  }
 
 
 def retrain(model: _Model, data: pathlib.Path, n: int, folder: pathlib.Path) -> workdir.Run:
   """The train loop with a mask, from the parameters of another run, on the first n examples; beside
   them, row by row, on as many of what stays as the config has rehearsed."""
-  c, s = model.config, model.config.study.shift
+  changed = _retraining(model.config, model.trains, model.lr, data, n, str(model.source))
+  return baselines.fit(changed, folder, f"update {folder.name}").run
+
+
+def _retraining(
+  c: Config, trains: Trains, lr: float, data: pathlib.Path, n: int, source: str
+) -> Config:
+  s = c.study.shift
   zero = config.Loss(**baselines.NO_TERMS | {"beta": c.loss.beta})
   first = config.Source(tfds="", jsonl=str(data), acre="", split="", weight=1.0, limit=n, ramp=0)
   train = {"shifted": first}
   if s.rehearsed:
     train["kept"] = dataclasses.replace(first, jsonl=str(data.with_name(KEPT)), limit=0)
   warmup = min(c.optimizer.warmup, s.steps // 4)
-  changed = dataclasses.replace(
+  return dataclasses.replace(
     c,
     steps=s.steps,
     loss=zero,
     perturb=baselines.UNPERTURBED,
-    trains=model.trains,
-    optimizer=dataclasses.replace(c.optimizer, lr=model.lr, warmup=warmup),
+    trains=trains,
+    optimizer=dataclasses.replace(c.optimizer, lr=lr, warmup=warmup),
     data=dataclasses.replace(c.data, train=train),
     evaluation=dataclasses.replace(c.evaluation, every=0, sets={}, best=""),
-    checkpoint=dataclasses.replace(c.checkpoint, every=0, init_from=str(model.source)),
+    checkpoint=dataclasses.replace(c.checkpoint, every=0, init_from=source),
   )
-  return baselines.fit(changed, folder, f"update {folder.name}").run
 
 
 def _at(models: dict[str, _Model], data, n: int, sets) -> dict[str, Any]:
@@ -268,7 +294,7 @@ def show(console, c: Config, update: dict[str, Any]) -> None:
   for name, u in update["models"].items():
     arrows = (_arrow(u[key]) if key in u else "-" for key in TITLES)
     at = u.get("elsewhere")
-    change = f"{at['max_change_nats']:g} nats, {at['logits_changed']} logits" if at else "-"
+    change = f"{at['max_change_nats']:g} nats, {at['logits_changed']} positions" if at else "-"
     effects.add_row(name, ", ".join(u["moved"]), *arrows, change)
     step = "-" if u["step_s"] is None else f"{1e3 * u['step_s']:.1f}"
     price = f"{u['parameters_moved']:,}", f"{u['optimizer_bytes']:,}"

@@ -56,8 +56,6 @@ class Checkpoints:
   """
 
   def __init__(self, directory: str | os.PathLike, *, keep: int, best: int):
-    if keep < 1 or best < 0:
-      raise InputError(f"checkpoint.keep = {keep} must be >= 1 and checkpoint.best = {best} >= 0")
     self._directory = pathlib.Path(directory).absolute()
     self._keep, self._best = keep, best
     # Synchronously, because orbax waits for minutes on a directory that could not be made.

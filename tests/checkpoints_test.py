@@ -186,8 +186,6 @@ def test_what_is_wrong_is_said(tmp_path):
     opened(tmp_path).restore({}, 7)
   with pytest.raises(InputError, match="no checkpoint of step 7; nearest is none"):
     opened(tmp_path / "none").read_meta(7)
-  with pytest.raises(InputError, match="keep = 0"):
-    opened(tmp_path, keep=0)
 
 
 def test_leftovers_are_no_checkpoints_and_go(tmp_path):

@@ -66,7 +66,12 @@ def tiny(**changes) -> config.Config:
   c.router.update(width=4)
   c.dependence.update(features=8, classes=4)
   c.batch_size = 8
-  c.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+  changes = {k.replace("__", "."): v for k, v in changes.items()}
+  if changes.get("experts.kind") == "none":
+    c.loss.update(beta=0.0, dependence=0.0)
+  if changes.get("experts.kind") == "none" or changes.get("router.kind") in config.GIVEN:
+    c.loss.update(balance=0.0, zloss=0.0)
+  c.update_from_flattened_dict(changes)
   return config.from_config_dict(c)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import types
 
 import jax
@@ -52,6 +53,20 @@ def test_out_and_in_again(trained, tmp_path, capsys):
     train.fit(c, tmp_path / "other", "test")
     told(tmp_path / "other", put="0", adapter=str(out), out=str(tmp_path / "none"))
   assert not (tmp_path / "none").exists()
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(trained, tmp_path):
+  adapter, new = tmp_path / "adapter", tmp_path / "new"
+  told(trained, export="1", out=str(adapter))
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # As of a disk that is full.
+  try:
+    with pytest.raises(InputError, match="cannot write"):
+      told(trained, put="0", adapter=str(adapter), out=str(new))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+  assert told(trained, put="0", adapter=str(adapter), out=str(new)) == 0
 
 
 def test_an_adapter_names_its_base_where_that_is_still_the_folder_s(trained):

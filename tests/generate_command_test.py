@@ -106,6 +106,10 @@ def test_out_without_a_prompt_no_run_and_an_empty_file_are_told(whole, tmp_path)
     asked(whole[0], out=str(tmp_path / "o"))
   with pytest.raises(InputError, match="no run's workdir"):
     asked(tmp_path / "nothing", ASKED)
+  both = tmp_path / "both.jsonl"
+  both.write_text('{"prompt": "a", "answer": "b"}\n')
+  with pytest.raises(InputError, match="is the file of --prompts, which it would replace"):
+    asked(whole[0], prompts=str(both), out=str(both))
   empty = tmp_path / "empty.txt"
   empty.write_text("")
   with pytest.raises(InputError, match="holds no prompt"):

@@ -141,8 +141,25 @@ def test_arguments_that_nothing_would_follow_are_refused(whole, tmp_path):  # no
   ):
     with pytest.raises(InputError, match=told):
       harness.Harness(**{"workdir": str(whole[0])} | arguments)
-  with pytest.raises(InputError, match="'num_beams' is not known"):
-    harness.options_of({"num_beams": 4})
+  for asked, told in (
+    ({"num_beams": 4}, "'num_beams' is not known"),
+    ({"temperature": "hot"}, "temperature = 'hot' must be a number"),
+    ({"max_gen_toks": 2.5}, r"max_gen_toks = 2\.5 must be a whole number"),
+    ({"until": 5}, "until = 5 must be texts"),
+    ({"do_sample": "no"}, "do_sample = 'no' must be true or false"),
+  ):
+    with pytest.raises(InputError, match=told):
+      harness.options_of(asked)
+  assert harness.options_of({"temperature": 1, "top_p": 0}).top_p == 0  # Refused, not replaced.
+  assert harness.options_of({"max_gen_toks": "7", "until": None}).max_tokens == 7
+
+
+def test_no_answer_is_given_before_all_requests_are_checked(model):
+  asked = {"until": ["."], "max_gen_toks": 2}
+  model.cache_hook.add_partial = lambda *_: pytest.fail("an answer was given")
+  for bad, told in (({"num_beams": 1}, "num_beams"), ({"max_gen_toks": 0}, "max_tokens = 0")):
+    with pytest.raises(InputError, match=told):
+      model.generate_until(requests(("a", asked), ("b", bad)), disable_tqdm=True)
 
 
 def test_without_the_extra_the_command_says_so(monkeypatch):

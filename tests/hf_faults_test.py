@@ -57,6 +57,16 @@ def test_a_missing_shard(folder):
   refused(folder, f"{SHARD} is missing, which model.safetensors.index.json names")
 
 
+def test_a_single_file_counts_before_an_old_index(folder):
+  """As in transformers, which saves again as one file and leaves the index where it is."""
+  held = {k: v for path in folder.glob("model-*") for k, v in load_file(path).items()}
+  read = lambda: hf.load_base(folder, model_of(folder), one_device(), fsdp=False)
+  before = read()
+  save_file({k: v + 1 for k, v in held.items()}, folder / "model.safetensors")
+  (folder / SHARD).unlink()
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a + 1, b), before, read())
+
+
 @pytest.mark.parametrize("kept", [3, 100, -4])
 def test_a_truncated_file(folder, kept):
   whole = (folder / SHARD).read_bytes()
@@ -256,6 +266,10 @@ def test_nothing_half_written(tmp_path, monkeypatch):
     hf.save_base(params, model, tmp_path / "new", **KINDS)
   assert os.listdir(tmp_path) == ["old"]
   monkeypatch.undo()
+  large = params | {"embedding": params["embedding"].at[0, 0].set(7e4)}  # float16 ends at 65504.
+  with pytest.raises(InputError, match=r"holds 70000, which is too large for float16; bfloat16"):
+    hf.save_base(large, model, tmp_path / "new", **KINDS | {"dtype": "float16"})
+  assert os.listdir(tmp_path) == ["old"]
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))  # As of a disk that is full.
   try:
@@ -290,7 +304,7 @@ def test_what_cannot_be_saved_is_refused_by_name(changes, told, tmp_path):
   [
     ({"rope_scaling.factor": 0.5}, "factor = 0.5 is less than 1"),
     ({"rope_scaling.low_freq_factor": 4.0}, "needs 0 < low_freq_factor"),
-    ({"window": -1}, "window = -1 is negative"),
+    ({"window": -1}, "window = -1 must not be negative"),
     ({"context": 64}, "is longer than config.model.context = 64"),
   ],
 )

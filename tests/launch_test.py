@@ -62,6 +62,8 @@ def test_all_is_its_steps_in_order(capsys):
     (["run", "--workdir=/mnt/iclm/a"], {}, "--config= is missing behind the --"),
     (["run", "--config=c.py", "--workdir=runs/a"], {}, "runs/a is not on the share"),
     (["run", "--config=c.py", "--workdir=~/a"], ONE_HOST, "write no ~ in it"),
+    (["run", "--config=c.py", "--workdir="], ONE_HOST, r"--workdir=\. must name a folder"),
+    (["run", "--config=c.py", "--workdir=/mnt/iclm/../a"], {}, r"without \.\."),
   ],
 )
 def test_bad_input_is_told_before_anything_is_run(words, changes, told, monkeypatch):
@@ -106,6 +108,13 @@ def test_the_first_failure_ends_it_and_names_what_costs_money(tmp_path, monkeypa
     "is deleted: gcloud compute tpus queued-resources delete pod --force --quiet "
     "--zone=us-west4-a\n"
   )
+
+
+def test_ctrl_c_names_what_costs_money(tmp_path, monkeypatch, capfd):
+  program(tmp_path / "bin" / "gcloud", "kill -INT $PPID; sleep 5")
+  monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+  assert asked(["logs"], dry_run=False) == 143
+  assert "error: logs was interrupted; the TPU pod in us-west4-a may be" in capfd.readouterr().err
 
 
 def test_without_gcloud_it_says_so(tmp_path, monkeypatch, capfd):

@@ -10,7 +10,6 @@ import optax
 import pytest
 
 from iclm import config, optim
-from iclm.config import InputError
 
 ALL = dict.fromkeys(optim.GROUPS, True)
 N_EXPERTS = 3
@@ -228,21 +227,3 @@ def test_schedules():
 def test_norms_per_group():
   grads = {"base": {"a": jnp.array([3.0]), "b": jnp.array([4.0])}, "router": {"a": jnp.ones(4)}}
   assert optim.group_norms(grads) == {"base": 5.0, "router": 2.0}
-
-
-def test_what_is_wrong_is_said():
-  with pytest.raises(InputError, match=r"'ruter'.*did you mean 'router'"):
-    build(trainable=ALL | {"ruter": True})
-  with pytest.raises(InputError, match=r"\(5,\) name 5, but there are 3"):
-    build(trainable=ALL | {"domain": (5,)}).init(tree(0))
-  with pytest.raises(InputError, match="'combine'"):
-    build(trainable={"base": True}).init({"combine": {"w": jnp.ones(1)}})
-  with pytest.raises(InputError, match="True or False"):
-    build(trainable=ALL | {"base": (1,)}).init(tree(0))
-  given = dict(lr=0.1, steps=10, end=0.1)
-  with pytest.raises(InputError, match="did you mean 'cosine'"):
-    optim.schedule("cosin", warmup=1, decay=0.2, **given)
-  with pytest.raises(InputError, match="warmup = 10"):
-    optim.schedule("cosine", warmup=10, decay=0.2, **given)
-  with pytest.raises(InputError, match=r"decay = 0\.9"):
-    optim.schedule("wsd", warmup=5, decay=0.9, **given)

@@ -88,6 +88,13 @@ def test_eight_devices_share_the_work_of_one():
     {"experts.kind": "full", "model.remat": "light"},
     {"model.trunk_layers": 2, "loss.aux": 0.1},
     {"combine": "logits", "router.cached": True},
+    {"combine": "logits", "router.reads": "base", "router.detach": False, "trains.base": True},
+    {"combine": "logits", "router.reads": "base", "router.detach": True, "trains.base": True},
+    {"combine": "logits", "loss.aux": 0.1},
+    {"combine": "concat", "loss.aux": 0.1},
+    {"trains.domain": False, "trains.invariant": False},
+    {"trains.domain": False, "trains.invariant": False, "trains.base": True},
+    {"trains.domain": False, "trains.invariant": False, "experts.kind": "full"},
     {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0},
   ],
 )

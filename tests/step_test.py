@@ -189,15 +189,6 @@ def test_a_model_without_a_bottleneck_has_rates_of_zero(batch):
   assert found.rate_SBT.shape == (2, *batch.tokens_BT.shape) and not found.rate_SBT.any()
 
 
-def test_a_weight_that_weighs_nothing_is_refused():
-  with pytest.raises(InputError, match=r"config\.loss\.balance = 0\.01 weighs nothing"):
-    step.check_weights(tiny(router__kind="random"))
-  for name in ("beta", "dependence", "aux"):
-    weight = dict.fromkeys(("loss__beta", "loss__dependence"), 0.0) | {f"loss__{name}": 0.5}
-    with pytest.raises(InputError, match=rf"config\.loss\.{name} = 0\.5 weighs nothing under"):
-      step.check_weights(tiny(experts__kind="none", **weight))
-
-
 SHARDED = """
 import json, sys
 import jax

@@ -291,6 +291,10 @@ def test_what_a_sweep_lacks_is_said():
   c.tuning.tries = ("1e-3",)
   with pytest.raises(InputError, match="'1e-3' is no number"):
     sweep._check(c)
+  for tries in ((), (1e-3, 0.001)):
+    c.tuning.tries = tries
+    with pytest.raises(InputError, match="must name one value or more, each once"):
+      sweep._check(c)
   c.systems = {"a": (("steps", 3, 4),)}
   with pytest.raises(InputError, match="the changes of 'a' are no pairs"):
     sweep._check(c)

@@ -81,3 +81,16 @@ def test_some_of_the_seeds_are_run_and_rates_chosen_with_the_first(tmp_path, mon
   assert there() == ["a/0", "a/1", "b/0", "b/1"]  # Seed 0 is taken over from its trial.
   assert json.loads((tmp_path / "tuning.json").read_text())["chosen"] == {"a": 2, "b": 3}
   assert json.loads((tmp_path / sweep.PLAN).read_text())["seeds"] == [1]
+
+
+def test_the_base_alone_is_run_without_trials_of_others(tmp_path, monkeypatch):
+  spec = SWEEP.copy_and_resolve_references()
+  spec.tuning, spec.base = {"key": "lr", "tries": (1, 2), "like": {}}, "a"
+  monkeypatch.setattr(sweep, "_load", lambda path: spec)
+  started = []
+  monkeypatch.setattr(sweep, "run", lambda jobs, *_: started.extend(jobs) or [])
+  flag = types.SimpleNamespace(
+    sweep="", workdir=str(tmp_path), jobs=2, tries=1, override=[], systems=["a"], seeds=[]
+  )
+  sweep.main(flag)
+  assert [(j.system, j.seed) for j in started] == [("a", 0), ("a", 1)]

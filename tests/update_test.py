@@ -133,6 +133,13 @@ def test_a_fresh_dense_lora_is_its_plain_base(studied):
   [
     {"perturb.drop": 0.5, "perturb.swap": 0.5, "router.kind": "gumbel"},
     {"topology.kind": "around", "combine": "none", "model.layers": 4, "topology.lower": 1},
+    {
+      "router.kind": "gumbel",
+      "router.reads": "base",
+      "router.cached": True,
+      "combine": "logits",
+      "trains.base": False,
+    },
   ],
 )
 def test_the_baselines_of_any_config_read_back(data, changes):  # noqa: F811
@@ -201,6 +208,7 @@ def test_a_bound_on_what_is_recovered():
     ("experts.rank", 4, "rank 6 .* = 24 is wider"),
     ("study.shift.surface", "acre_txt", "acre_text"),
     ("study.shift.surface", "acre_text", "'light' becomes 'inverted'"),
+    ("data.train.m", base.source(tfds="mechanisms/defalt"), "train.m.tfds = 'defalt' .* 'default'"),
   ],
 )
 def test_a_shift_that_cannot_be_is_told_before_training(data, key, value, told):  # noqa: F811

@@ -18,6 +18,7 @@ Behind the -- stand the flags of experiments.train. --dry_run prints the command
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -92,6 +93,8 @@ def check(pod: Pod, steps: Sequence[str]) -> None:
     workdir = pathlib.PurePosixPath(command.value(pod.words, "workdir"))
     if workdir.parts[:1] and workdir.parts[0].startswith("~"):
       raise InputError(f"--workdir={workdir} is taken as it stands on the host; write no ~ in it")
+    if not workdir.parts or ".." in workdir.parts:
+      raise InputError(f"--workdir={workdir} must name a folder, without ..")
     if pod.share and MOUNT not in workdir.parents:
       raise InputError(f"--workdir={workdir} is not on the share; choose a folder under {MOUNT}")
 
@@ -176,6 +179,9 @@ def _run(pod: Pod, lines: Sequence[tuple[str, list[str]]]) -> int:
       code = subprocess.run(argv, check=False).returncode
     except OSError as error:
       code = error.strerror or "an error"
+    except KeyboardInterrupt:
+      print(f"error: {step} was interrupted; {_alive(pod)}", file=sys.stderr)
+      return cli.INTERRUPTED
     if code:
       print(f"error: {step} ended with {code}; {_alive(pod)}", file=sys.stderr)
       return 1
@@ -199,4 +205,5 @@ if __name__ == "__main__":
   flags.DEFINE_string("share", "", f"SERVER:/VOLUME of an NFS server, mounted at {MOUNT}.")
   flags.DEFINE_string("out", "runs/tpu", "Where fetch copies the workdir to.")
   flags.DEFINE_bool("dry_run", False, "Print the commands, and run none.")
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # As Ctrl-C: it says what is left.
   cli.run_with_words(main)

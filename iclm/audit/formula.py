@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection
 
 from iclm import compose
-from iclm.config import Config
+from iclm.config import LEARNED, Config
 from iclm.nn import block
 
 
@@ -35,7 +35,8 @@ def train_step(c: Config, seen: float = 1.0) -> float:
   else:
     is_read = c.router.reads == "base" and not c.router.cached
     if c.combine == "residual" or is_read:
-      backward = moves and c.combine == "residual"
+      is_learned = is_read and c.router.kind in LEARNED and not c.router.detach
+      backward = moves and (c.combine == "residual" or is_learned)
       per_row += span(
         functools.partial(base, backward=backward), n_tokens if is_read else n_counted
       )
@@ -85,32 +86,46 @@ def _streams(c: Config) -> int:
   return len(compose.streams(c))
 
 
+def _learn(c: Config) -> bool:
+  """Whether any expert moves; else only the router and the head do, above all streams."""
+  return c.trains.domain or c.trains.invariant
+
+
 def _adapted(c: Config, moved: Collection[str], seen: float, n: int) -> float:
   """Of one layer of a stream, forward and backward with respect to states and weights."""
   m, e = c.model, c.experts
+  backward = _learn(c) or c.trains.base
   if e.kind == "full":  # The gradient of a sum of two matrices is that of either.
-    return _layer(c, True, {*moved, *e.projections}, seen, n)
+    own = e.projections if _learn(c) else ()
+    return _layer(c, backward, {*moved, *own}, seen, n)
   wide = sum(sum(block.sizes(m)[name]) * _through(c, name, n) for name in e.projections)
   served = e.count + e.invariant if compose.is_block(c) else 1
-  adapters = served * e.rank * wide * (8 if m.remat == "full" else 6)
-  return _layer(c, True, moved, seen, n) + adapters
+  again = 2 * (backward and m.remat == "full")
+  return _layer(c, backward, moved, seen, n) + served * e.rank * wide * (_products(c) + again)
+
+
+def _products(c: Config) -> int:
+  """Operations per parameter of an expert's own: forward, and backward for states and weights."""
+  return 2 * (1 + (_learn(c) or c.trains.base) + _learn(c))
 
 
 def _messages(c: Config) -> float:
-  """Mean and spread read off the state, and what the message says: three products, thrice."""
+  """Mean and spread read off the state, and what the message says: three products."""
   if c.bottleneck.kind == "none":
     return 0.0
   rows = 2 if c.topology.kind == "around" else _streams(c)
   served = c.experts.count + c.experts.invariant if compose.is_block(c) else 1
-  return rows * served * 18 * c.model.d_model * c.bottleneck.width
+  return rows * served * 3 * _products(c) * c.model.d_model * c.bottleneck.width
 
 
 def _heads(c: Config) -> float:
   """Logits of a position that counts: of the mix, and of each stream alone if that is trained."""
   vocab = c.model.vocab_size or c.data.tokenizer.vocab_size
-  n = len(compose.streams(c)) if c.combine in ("logits", "probas", "concat") else 1
+  n_streams = len(compose.streams(c))
+  n = n_streams if c.combine in ("logits", "probas", "concat") else 1
   if c.experts.kind != "none" and c.loss.aux > 0:
-    n += len(compose.streams(c))
+    # A mean of logits has them already; a head on all streams is asked for each of them.
+    n += {"residual": n_streams, "concat": n_streams**2}.get(c.combine, 0)
   moves = c.trains.base and (c.trains.lower or not c.model.tied)
   moves = c.trains.combine if c.combine == "concat" else moves
   return n * 2 * c.model.d_model * vocab * (2 + moves)

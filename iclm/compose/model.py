@@ -13,7 +13,7 @@ from iclm import axes, experts, routing, sharding
 from iclm.compose import around, parallel, serving
 from iclm.compose.cache import Cache, Passes
 from iclm.compose.interface import NOTHING, Draws, Intervention, Model, Output
-from iclm.config import Config, InputError
+from iclm.config import Config, InputError, require
 from iclm.data.pipeline import Batch
 from iclm.nn import attention, block, transformer
 
@@ -230,14 +230,14 @@ def _kept_route(config: Config, cache: Cache | None) -> routing.Routing | None:
   Raises:
     InputError: the route of a token goes by the whole prompt, which is gone.
   """
-  if cache is None or config.router.level == "input":
-    return None if cache is None else cache.routed
-  if config.router.kind == "random":
-    raise InputError(
-      "config.router.kind = 'random' with config.router.level = 'token' hashes the whole prompt "
-      "for each token, and cannot go on from a cache; level = 'input' can"
-    )
-  return None
+  if cache is None:
+    return None
+  require(
+    config.router.level == "input" or config.router.kind != "random",
+    "config.router.kind = 'random' with config.router.level = 'token' hashes the whole prompt "
+    "for each token, and cannot go on from a cache; level = 'input' can",
+  )
+  return cache.routed
 
 
 def _read(config: Config, read: Any, batch: Batch) -> Array:

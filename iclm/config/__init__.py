@@ -1,37 +1,28 @@
 """ConfigDict in, frozen dataclasses out: a stray, missing or contradictory key raises."""
 
+from iclm.config.checks import check
 from iclm.config.errors import InputError, check_known, nearest, path, require
 from iclm.config.read import difference, from_config_dict, to_dict
 from iclm.config.schema import (
-  Bottleneck,
-  Checkpoint,
+  GIVEN,
+  LEARNED,
   Config,
   Data,
-  Dependence,
-  Evaluation,
-  Experts,
   Loss,
   Mesh,
   Model,
   Optimizer,
   Perturb,
   RopeScaling,
-  Router,
-  Shift,
   Source,
-  Study,
-  Tokenizer,
   Trains,
 )
 
 __all__ = [
-  "Bottleneck",
-  "Checkpoint",
+  "GIVEN",
+  "LEARNED",
   "Config",
   "Data",
-  "Dependence",
-  "Evaluation",
-  "Experts",
   "InputError",
   "Loss",
   "Mesh",
@@ -39,12 +30,9 @@ __all__ = [
   "Optimizer",
   "Perturb",
   "RopeScaling",
-  "Router",
-  "Shift",
   "Source",
-  "Study",
-  "Tokenizer",
   "Trains",
+  "check",
   "check_known",
   "difference",
   "from_config_dict",

@@ -9,11 +9,31 @@ from iclm.config import expert_checks
 from iclm.config.errors import multiple, nearest, require
 from iclm.config.schema import Config
 
+POSITIVE = (
+  *("steps", "batch_size", "accumulate", "log_every", "nonfinite_limit"),
+  *("mesh.data", "mesh.expert", "mesh.model"),
+  *("model.layers", "model.d_model", "model.heads", "model.kv_heads", "model.head_size"),
+  *("model.d_ff", "model.position_gap", "model.rope_theta", "model.norm_eps"),
+  *("router.scale", "router.tau_start", "router.tau_end", "router.tau_steps", "router.width"),
+  *("optimizer.lr", "optimizer.clip", "dependence.classes", "experts.alpha"),
+  *("data.seq_len", "data.questions_per_row", "data.tokenizer.texts"),
+  *("evaluation.batch_size", "checkpoint.keep"),
+)
+AT_LEAST_0 = (
+  *("seed", "model.trunk_layers", "model.window", "model.context", "model.vocab_size"),
+  *("router.revive_below", "router.collapse_below", "bottleneck.ramp", "perturb.ramp"),
+  *("optimizer.end", "optimizer.eps", "optimizer.weight_decay", "optimizer.router_lr"),
+  *("evaluation.every", "evaluation.seq_len", "evaluation.draws"),
+  *("checkpoint.every", "checkpoint.best"),
+)
+SHARES = "experts.dropout", "router.usage_decay", "optimizer.b1", "optimizer.b2"
+
 
 def check(c: Config) -> None:
   """Raises InputError on the first contradiction."""
   m = c.model
   _check_ranges(c)
+  _check_schedule(c)
   require(
     m.heads % m.kv_heads == 0,
     f"config.model.heads = {m.heads} is no multiple of config.model.kv_heads = {m.kv_heads}",
@@ -50,60 +70,16 @@ def check(c: Config) -> None:
 
 
 def _check_ranges(c: Config) -> None:
-  positive = {
-    "steps": c.steps,
-    "batch_size": c.batch_size,
-    "accumulate": c.accumulate,
-    "log_every": c.log_every,
-    "nonfinite_limit": c.nonfinite_limit,
-    "mesh.data": c.mesh.data,
-    "mesh.expert": c.mesh.expert,
-    "mesh.model": c.mesh.model,
-    "model.layers": c.model.layers,
-    "model.d_model": c.model.d_model,
-    "model.heads": c.model.heads,
-    "model.kv_heads": c.model.kv_heads,
-    "model.head_size": c.model.head_size,
-    "model.d_ff": c.model.d_ff,
-    "model.position_gap": c.model.position_gap,
-    "model.rope_theta": c.model.rope_theta,
-    "model.norm_eps": c.model.norm_eps,
-    "optimizer.lr": c.optimizer.lr,
-    "optimizer.clip": c.optimizer.clip,
-    "data.seq_len": c.data.seq_len,
-    "data.questions_per_row": c.data.questions_per_row,
-    "data.tokenizer.texts": c.data.tokenizer.texts,
-    "evaluation.batch_size": c.evaluation.batch_size,
-    "checkpoint.keep": c.checkpoint.keep,
-    "router.tau_start": c.router.tau_start,
-    "router.tau_end": c.router.tau_end,
-    "router.tau_steps": c.router.tau_steps,
-    "router.width": c.router.width,
-  }
-  at_least_0 = {
-    "model.trunk_layers": c.model.trunk_layers,
-    "optimizer.end": c.optimizer.end,
-    "optimizer.eps": c.optimizer.eps,
-    "optimizer.weight_decay": c.optimizer.weight_decay,
-    "optimizer.router_lr": c.optimizer.router_lr,
-    "evaluation.draws": c.evaluation.draws,
-    **{f"loss.{name}": weight for name, weight in vars(c.loss).items()},
-  }
-  shares = {
-    "experts.dropout": c.experts.dropout,
-    "router.usage_decay": c.router.usage_decay,
-    "optimizer.b1": c.optimizer.b1,
-    "optimizer.b2": c.optimizer.b2,
-  }
-  for key, value in _numbers(dataclasses.asdict(c)):
+  numbers = dict(_numbers(dataclasses.asdict(c)))
+  for key, value in numbers.items():
     require(math.isfinite(value), f"config.{key} = {value} is no finite number")
-  for key, value in positive.items():
-    require(value > 0, f"config.{key} = {value} must be positive")
-  for key, value in at_least_0.items():
-    require(value >= 0, f"config.{key} = {value} must not be negative")
-  for key, value in shares.items():
-    require(0 <= value < 1, f"config.{key} = {value} is not in [0, 1)")
-  require(0 <= c.seed < 2**31, f"config.seed = {c.seed} is not in [0, 2**31)")
+  for key in POSITIVE:
+    require(numbers[key] > 0, f"config.{key} = {numbers[key]} must be positive")
+  for key in (*AT_LEAST_0, *(f"loss.{name}" for name in vars(c.loss))):
+    require(numbers[key] >= 0, f"config.{key} = {numbers[key]} must not be negative")
+  for key in SHARES:
+    require(0 <= numbers[key] < 1, f"config.{key} = {numbers[key]} is not in [0, 1)")
+  require(c.seed < 2**31, f"config.seed = {c.seed} is not in [0, 2**31)")
 
 
 def _numbers(part: Mapping, start: str = "") -> Iterator[tuple[str, float]]:
@@ -111,8 +87,21 @@ def _numbers(part: Mapping, start: str = "") -> Iterator[tuple[str, float]]:
   for key, value in part.items():
     if isinstance(value, Mapping):
       yield from _numbers(value, f"{start}{key}.")
-    elif isinstance(value, float):
+    elif isinstance(value, int | float):
       yield f"{start}{key}", value
+
+
+def _check_schedule(c: Config) -> None:
+  o, after = c.optimizer, c.steps - c.optimizer.warmup
+  require(
+    0 <= o.warmup < c.steps,
+    f"config.optimizer.warmup = {o.warmup} must lie in [0, config.steps = {c.steps})",
+  )
+  require(
+    o.schedule != "wsd" or 1 <= round(o.decay * c.steps) <= after,
+    f"config.optimizer.decay = {o.decay} of config.steps = {c.steps} must be between 1 step and "
+    f"the {after} that follow config.optimizer.warmup",
+  )
 
 
 def _check_positions(c: Config) -> None:
@@ -123,8 +112,6 @@ def _check_positions(c: Config) -> None:
     f"config.model.rope_scaling needs 0 < low_freq_factor = {s.low_freq_factor} < "
     f"high_freq_factor = {s.high_freq_factor}, and original_length = {s.original_length} > 0",
   )
-  for key, size in (("window", m.window), ("context", m.context), ("vocab_size", m.vocab_size)):
-    require(size >= 0, f"config.model.{key} = {size} is negative; 0 is none")
   require(
     m.context == 0 or max(c.data.seq_len, c.evaluation.seq_len) <= m.context,
     f"config.data.seq_len = {c.data.seq_len}, or config.evaluation.seq_len = "
@@ -148,6 +135,11 @@ def _check_data(c: Config) -> None:
       for key in ("limit", "ramp"):
         value = getattr(s, key)
         require(value >= 0, f"config.{group}.{name}.{key} = {value} must not be negative")
+  for name, s in c.data.train.items():
+    require(
+      s.weight > 0,
+      f"config.data.train.{name}.weight = {s.weight} must be positive; remove the source instead",
+    )
   require(
     0 <= c.data.counted <= c.data.seq_len and (c.data.counted == 0 or c.data.loss == "answer"),
     f"config.data.counted = {c.data.counted} must lie in 0..config.data.seq_len = "
@@ -166,10 +158,6 @@ def _check_data(c: Config) -> None:
   require(
     _is_date(c.data.chat_date),
     f"config.data.chat_date = {c.data.chat_date!r} is no day; write it as 2026-01-31",
-  )
-  require(
-    c.evaluation.seq_len >= 0,
-    f"config.evaluation.seq_len = {c.evaluation.seq_len} is no length; 0 takes config.data.seq_len",
   )
   require(
     not c.evaluation.best or c.evaluation.best in c.evaluation.sets,

@@ -1,7 +1,10 @@
 """What experts, their router and the losses on them need of each other; see `checks`."""
 
 from iclm.config.errors import multiple, require
-from iclm.config.schema import Config
+from iclm.config.schema import GIVEN, LEARNED, Config
+
+# Of the losses that experts and routers have; that of the domains, group_dro, needs neither.
+WEIGHTS = "beta", "dependence", "aux", "balance", "zloss", "codebook", "commitment"
 
 
 def check(c: Config) -> None:
@@ -83,7 +86,7 @@ def _check_cached(c: Config) -> None:
   needs = {
     "router.reads = 'base'": c.router.reads == "base",
     "router.level = 'input'": c.router.level == "input",
-    "router.kind that looks at the prompt": c.router.kind not in ("random", "uniform", "oracle"),
+    "router.kind that looks at the prompt": c.router.kind not in GIVEN,
     "combine other than 'residual', which has the base's states anyway": c.combine != "residual",
     "trains.base = False": not c.trains.base,
     "model.position_gap = 1": c.model.position_gap == 1,
@@ -122,10 +125,16 @@ def _check_topology(c: Config) -> None:
 
 
 def _check_losses(c: Config) -> None:
-  """A weight needs the term that it weighs; without experts, see `step.check_weights`."""
-  w, has_experts = c.loss, c.experts.kind != "none"
+  """A weight needs the term that it weighs."""
+  w, weighed = c.loss, _weighed(c)
+  for name in WEIGHTS:
+    require(
+      getattr(w, name) == 0 or name in weighed,
+      f"config.loss.{name} = {getattr(w, name)} weighs nothing under config.router.kind = "
+      f"{c.router.kind!r}, config.experts.kind = {c.experts.kind!r}; set it to 0",
+    )
   require(
-    w.beta == 0 or not has_experts or c.bottleneck.kind != "none",
+    w.beta == 0 or c.bottleneck.kind != "none",
     f"config.loss.beta = {w.beta} weighs a rate, but config.bottleneck.kind = 'none' has none",
   )
   require(
@@ -133,8 +142,17 @@ def _check_losses(c: Config) -> None:
     f"config.loss.group_dro = {w.group_dro} weighs the domains of a whole batch; name them in "
     "config.data.domains, and set config.accumulate = 1",
   )
-  if w.dependence != 0 and has_experts:
+  if w.dependence != 0:
     _check_dependence(c)
+
+
+def _weighed(c: Config) -> set[str]:
+  """The weights whose terms these experts and their router have."""
+  if c.experts.kind == "none":
+    return set()
+  of_router = {"balance", "zloss"} if c.router.kind in LEARNED else set()
+  of_codes = {"codebook", "commitment"} if c.router.kind == "vq" else set()
+  return {"beta", "dependence", "aux"} | of_router | of_codes
 
 
 def _check_dependence(c: Config) -> None:

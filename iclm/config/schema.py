@@ -80,6 +80,10 @@ class Experts:
   projections: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...]
 
 
+LEARNED = "gumbel", "vq", "kmeans", "soft", "hard"  # Kinds of routers that have prototypes,
+GIVEN = "random", "uniform", "oracle"  # and those that do not look at the embedding.
+
+
 @dataclasses.dataclass(frozen=True)
 class Router:
   """Which domain expert an input goes to; it reads the prompt only."""

@@ -61,7 +61,7 @@ def mixture(
   """Mixes sources into one endless sequence of rows, each a function of (seed, index).
 
   Args:
-    sources: what to mix; each is repeated without end.
+    sources: what to mix, one or more; each is repeated without end.
     weights: the share of each, > 0, to a hundredth of the smallest; kept by every stretch of the
       sequence, not by chance.
     seed: any integer >= 0.
@@ -71,17 +71,12 @@ def mixture(
     The rows, indexed from 0.
 
   Raises:
-    InputError: nothing to mix, an empty source, a weight that is not > 0, or shuffling a source
-      of more than 2**32 rows.
+    InputError: an empty source, or shuffling one of more than 2**32 rows.
   """
-  if not sources:
-    raise InputError("there is no source of data; name at least one.")
   parts = []
-  for i, (source, weight, mixed) in enumerate(zip(sources, weights, shuffle, strict=True)):
+  for i, (source, mixed) in enumerate(zip(sources, shuffle, strict=True)):
     if not len(source):
       raise InputError(f"source {i} holds no rows; remove it.")
-    if not 0 < weight < float("inf"):
-      raise InputError(f"weight {weight} of source {i} must be > 0; remove the source instead.")
     part = grain.MapDataset.source(cast(Sequence, source))
     if mixed:
       if len(source) > 2**32:
@@ -127,8 +122,6 @@ class Loader:
         f"batch_size = {self.batch_size} must be a positive multiple of the number of processes, "
         f"{self.n_shares}."
       )
-    if self.prefetch < 1:
-      raise InputError(f"prefetch = {self.prefetch} must be at least 1.")
 
   def batch(self, step: int) -> Batch:
     """Returns this process's rows of the batch of a step, equal on every call.

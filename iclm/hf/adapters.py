@@ -254,10 +254,14 @@ def _read_layers(
       raise InputError(f"{path}: tensor {other} is missing, of which {tensor} is the other half")
     value = np.asarray(tensors.read(tensor, (slice(None), slice(None))), np.float32).T
     at = layer - c.model.trunk_layers
-    if side == "a":
-      layers[name]["a"][at, :, :rank] = value
-    else:
-      layers[name]["b"][at, :rank] = value * np.float32(scale / old.scale)
+    if side == "b":
+      with np.errstate(over="ignore", invalid="ignore"):
+        value = value * np.float32(scale / old.scale)
+    if not np.isfinite(value).all():
+      raise InputError(
+        f"{path}: tensor {tensor} is not finite, or too large at a scale of {scale:g}"
+      )
+    layers[name][side][(at, slice(None), slice(rank)) if side == "a" else (at, slice(rank))] = value
   return layers
 
 

@@ -108,7 +108,14 @@ class _Part(NamedTuple):
     one = np.asarray(self.value[self.layer] if self.of.stacked else self.value)
     if self.merge is not None:
       one = self.merge(one)
-    return np.ascontiguousarray(one.T if self.of.transposed else one, dtype)
+    with np.errstate(over="ignore"):
+      told = np.ascontiguousarray(one.T if self.of.transposed else one, dtype)
+    if np.isinf(told).any() and not np.isinf(one).any():
+      raise InputError(
+        f"{self.name} holds {np.abs(one).max():g}, which is too large for {dtype}; bfloat16 and "
+        "float32 have room for it"
+      )
+    return told
 
 
 def _parts(

@@ -84,11 +84,15 @@ class Tensors:
 
 
 def _files(folder: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:
-  """File -> the tensors that the index promises in it; None where there is no index."""
+  """File -> the tensors that the index promises in it; None where there is no index.
+
+  A single file counts before any index, as in transformers, which leaves an old index behind where
+  shards are saved again as one file.
+  """
   index, single = folder / INDEX, folder / SINGLE
+  if single.exists():
+    return {single: None}
   if not index.exists():
-    if single.exists():
-      return {single: None}
     others = sorted(
       path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth")
     )

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from optax import contrib
 
 from iclm import axes
-from iclm.config import Config, InputError, Optimizer, nearest
+from iclm.config import Config, Optimizer
 from iclm.optim.decay import decayed, decays
 from iclm.optim.frozen import all_but, freeze
 from iclm.optim.lazy import lazy_adamw, only
@@ -51,19 +51,10 @@ def make(
 
   Returns:
     A transformation whose state is a dict: group -> the state of its optimizer.
-
-  Raises:
-    InputError: a name is not a group. At init: a group of the parameters is not in `trainable`, or
-      an expert's index is out of range.
   """
-  for name in trainable:
-    if name not in GROUPS:
-      raise InputError(f"trainable names {name!r}, which is no group: {nearest(name, GROUPS)}")
 
   @functools.cache
   def of(group: str) -> optax.GradientTransformation:
-    if group not in trainable:
-      raise InputError(f"parameters have a group {group!r} that trainable does not name")
     scale = o.router_lr if group == "router" else 1.0
     moves, rate = trainable[group], lambda step: scale * lr(step)
     if moves is False:
@@ -71,8 +62,6 @@ def make(
     if group == axes.DOMAIN:
       every = lazy_adamw(rate, o.b1, o.b2, o.eps, o.weight_decay, o.clip)
       return every if moves is True else only(every, moves)
-    if moves is not True:
-      raise InputError(f"trainable[{group!r}] = {moves!r} must be True or False")
     if group == "base" and o.kind == "muon":
       moved = muon(rate, o)
     else:

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from iclm.config import InputError
 from iclm.optim.decay import decays
 
 
@@ -81,9 +80,6 @@ def only(
   """`every` for some of the stacked experts; the others do not move, and have no state.
 
   The state is without boxes: a few experts do not divide over the devices that hold all of them.
-
-  Raises:
-    InputError: at init: an index is out of range.
   """
   index_S = np.array(experts)  # Not of jax: the first call may be traced, and this is kept.
   some = lambda stacked: jax.tree.map(lambda x: x[index_S], stacked)
@@ -92,10 +88,6 @@ def only(
     return {k: bare(v) for k, v in part.items()} if isinstance(part, dict) else _leaf(part)
 
   def init(params):
-    n_experts = _n_experts(params)
-    for index in experts:
-      if not 0 <= index < n_experts:
-        raise InputError(f"trainable experts {experts} name {index}, but there are {n_experts}")
     return every.init(some(bare(params)))
 
   def update(updates: Any, state: Any, params: Any = None):

@@ -12,13 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, ScalarLike, Shaped, UInt32
 
-from iclm.config import InputError
+from iclm.config import LEARNED
 from iclm.routing.prompt import mix
 from iclm.routing.prototypes import distance
 from iclm.routing.usage import masked_mean
 
-LEARNED = ("gumbel", "vq", "kmeans", "soft", "hard")
-GIVEN = ("random", "uniform", "oracle")
 _MIXED = ("soft", "uniform")  # These give every enabled expert a share.
 _SURE = 100.0  # The oracle's margin in nats: exp(-100) is 0 beside 1 in float32.
 
@@ -40,7 +38,7 @@ class _Seen(NamedTuple):
   emb_BP: Array
   prototypes_EP: Array
   scale: Any
-  key: Any  # The last three are None where no kind in use looks at them.
+  key: Any
   hash_B: Any
   domain_B: Any
 
@@ -63,8 +61,8 @@ def route(
   straight_through: bool,
   key: PRNGKeyArray | None,
   row_mask_B: Shaped[Array, "*B"] | None,
-  hash_B: UInt32[Array, "*B"] | None = None,
-  domain_B: Int[Array, "*B"] | None = None,
+  hash_B: UInt32[Array, "*B"] | None,
+  domain_B: Int[Array, "*B"] | None,
   enabled_E: Bool[Array, "E"] | None = None,
   route_B: Int[Array, "*B"] | None = None,
   swap_E: Int[Array, "E"] | None = None,
@@ -72,7 +70,7 @@ def route(
   """Each input's expert depends on that input alone; interventions act on the decision.
 
   Args:
-    kind: one of `LEARNED` or `GIVEN`.
+    kind: one of `config.LEARNED` or `config.GIVEN`.
     emb_BP: router embedding, of the prompt only.
     prototypes_EP: one per expert; the given kinds take only E from them.
     scale: > 0, nats per unit of mean squared distance.
@@ -80,19 +78,15 @@ def route(
     straight_through: whether the task's gradient passes the weights, as if they were soft.
     key: noise for `gumbel`; None is deterministic.
     row_mask_B: zero on the padding rows, which no loss counts; None counts all.
-    hash_B: from `hash_tokens`, for `random`.
-    domain_B: for `oracle`; clipped to [0, E), and outside of it the confidence is 1 / E.
+    hash_B: from `hash_tokens`, for `random`; no other kind looks at it.
+    domain_B: for `oracle` alone; clipped to [0, E), and outside of it the confidence is 1 / E.
     enabled_E: inputs of a disabled expert re-route; at least one must be enabled.
     route_B: the expert to run, -1 to leave alone; wins over all else and cuts the gradient.
     swap_E: a permutation; who would go to e goes to swap[e].
 
-  Raises:
-    InputError: an unknown kind, or one without the input that it needs.
-
   Source: Jang et al., arXiv 1611.01144 (gumbel); van den Oord et al., arXiv 1711.00937, equation 3
   (vq; deviation: the chosen weight carries the task gradient, not the code).
   """
-  _check(kind, hash_B, domain_B)
   wish = _KINDS[kind](_Seen(emb_BP, prototypes_EP, scale, key, hash_B, domain_B))
   index_B = _pick(wish.pick_BE, enabled_E, swap_E)
   logits_BE = _redirect(wish.logits_BE, enabled_E, swap_E)
@@ -183,15 +177,6 @@ _KINDS: dict[str, Callable[[_Seen], _Wish]] = {
   "uniform": _uniform,
   "oracle": _oracle,
 }
-
-
-def _check(kind, hash_B, domain_B):
-  if kind not in _KINDS:
-    raise InputError(f"router kind {kind!r} is unknown; there are {', '.join(_KINDS)}")
-  if kind == "random" and hash_B is None:
-    raise InputError("router kind 'random' needs hash_B, the hash of each prompt")
-  if kind == "oracle" and domain_B is None:
-    raise InputError("router kind 'oracle' needs domain_B, the domain of each input")
 
 
 @jax.custom_jvp

@@ -3,13 +3,11 @@
 from iclm.step.advance import make_train_step, train_step
 from iclm.step.score import PositionScores, eval_step
 from iclm.step.state import TrainState, abstract_state, init_state
-from iclm.step.terms import check_weights
 
 __all__ = [
   "PositionScores",
   "TrainState",
   "abstract_state",
-  "check_weights",
   "eval_step",
   "init_state",
   "make_train_step",

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from iclm import compose, optim, routing, sharding
-from iclm.config import Config
+from iclm.config import LEARNED, Config
 from iclm.data.pipeline import Batch
 from iclm.step import terms
 from iclm.step.state import TrainState, abstract_state
@@ -121,7 +121,7 @@ def _follow_routes(config: Config, params, usage_E, seen: Seen, key):
   r = config.router
   index_B, mask_B = seen.index_B, seen.mask_B
   usage_E = routing.update_usage(usage_E, index_B, mask_B, r.usage_decay)
-  learns = r.kind in routing.LEARNED and r.kind != "kmeans" and config.trains.router
+  learns = r.kind in LEARNED and r.kind != "kmeans" and config.trains.router
   if r.revive_below == 0 or not learns:
     return params, usage_E
   flat = lambda x: x.reshape(-1, *x.shape[index_B.ndim :])

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from iclm import compose, information, losses, optim, routing
-from iclm.config import Config, InputError
+from iclm import compose, information, losses, optim
+from iclm.config import Config
 from iclm.data.pipeline import Batch
 
 # Terms that the router adds: its own names, with their units -> the weight's name in config.loss.
@@ -101,28 +101,6 @@ def _seen(config: Config, output: compose.Output, batch: Batch, do: compose.Inte
   if do.route_B is not None:  # What another expert was made to serve, the router still meant.
     index_B = jnp.where(do.route_B >= 0, routed.logits_BE.argmax(axis=-1), index_B)
   return Seen(index_B.astype(jnp.int32), output.prompt_BP, routed.score_B, mask_B)
-
-
-def check_weights(config: Config) -> None:
-  """A loss weight without a term to weigh would be ignored: that is an error.
-
-  Raises:
-    InputError: names the weight, and the router and the experts whose losses it cannot weigh.
-  """
-  has = set()
-  if config.experts.kind != "none":
-    has = {"beta", "dependence", "aux"}
-    if config.router.kind in routing.LEARNED:
-      has |= {"balance", "zloss"}
-    if config.router.kind == "vq":
-      has |= {"codebook", "commitment"}
-  for name in ("beta", "dependence", "aux", "balance", "zloss", "codebook", "commitment"):
-    if getattr(config.loss, name) != 0 and name not in has:
-      raise InputError(
-        f"config.loss.{name} = {getattr(config.loss, name)} weighs nothing under "
-        f"config.router.kind = {config.router.kind!r}, config.experts.kind = "
-        f"{config.experts.kind!r}; set it to 0"
-      )
 
 
 def _counted(config: Config, batch: Batch) -> Counted:

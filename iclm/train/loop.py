@@ -62,7 +62,7 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
     InputError: config, data, devices or folder are at fault, or another process trains there.
     RunStopped: too many non-finite steps in a row, or collapsed routes where the config stops them.
   """
-  step.check_weights(c)
+  config.check(c)  # What a study derives from a config, too.
   attention.check_kernel(c.model, jax.default_backend())
   mesh = sharding.make_mesh(c.mesh)
   sharding.share(mesh)
@@ -76,11 +76,10 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
     hf.check_base(source, c.model)
   elif c.checkpoint.init_from:
     workdir.config_of(source)
-  optim.from_config(c)  # Raises what contradicts itself there.
   template, new = assemble.template(c.data), None
   if not processes.of_first((folder / workdir.TOKENIZER).exists()):
     new = start.new_tokenizer(c, training).under(template)
-    compose.build(c, new.vocab_size, mesh)  # So does this.
+    compose.build(c, new.vocab_size, mesh)  # Raises what contradicts itself there.
   with workdir.claim(folder, c):
     if new is not None:
       workdir.keep_tokenizer(folder, new)

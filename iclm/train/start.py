@@ -45,7 +45,7 @@ def fresh(c: Config, model: compose.Model, tx, mesh, key, loader: pipeline.Loade
     state = state._replace(params=_take(state.params, theirs, c.checkpoint.init_from))
     if "router" in theirs:
       return state
-  if c.experts.kind != "none" and c.router.fit and c.router.kind in routing.LEARNED:
+  if c.experts.kind != "none" and c.router.fit and c.router.kind in config.LEARNED:
     state = _fit_prototypes(c, model, mesh, state, jax.random.fold_in(key, 1), loader)
   return state
 
