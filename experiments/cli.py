@@ -1,6 +1,7 @@
 """How every command starts and ends: flags, one sentence for bad input, exit codes.
 
-0 done   2 bad input   3 the run stopped itself   4 another process of the run was lost, resumable
+0 done   1 a run of a sweep or a step of gcloud failed, or a bug   2 bad input
+3 the run stopped itself   4 another process of the run was lost, resumable
 143 interrupted, resumable
 """
 

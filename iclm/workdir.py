@@ -4,6 +4,7 @@ config.json     the run's config; another config may not run here
 tokenizer.json  the tokenizer
 chat.json       the chat template, where the config names one
 metrics.jsonl   one line per logged step
+tensorboard/    the same, as events
 results.json    the final evaluation, with its provenance
 prompts/        what a frozen base says of the training prompts, under `router.cached`
 checkpoints/    see `iclm.checkpoints`

@@ -26,7 +26,6 @@ def test_plain_form_with_and_without_its_optional_keys(tmp_path):
     records.Example("1+", "2", ("2", "3"), "d", "g", "7"),
     records.Example("p", "a", (), "few", "all", "few:2"),
   ]
-  assert records.load(path, domain="other")[1].domain == "other"
 
 
 def test_records_in_the_style_of_corr2cause_load(tmp_path):

@@ -9,10 +9,10 @@ two minutes of one core.
 
 from ml_collections import config_dict
 
+from configs.sweeps.mechanisms import NO_BOTTLENECK, NO_ROUTER, VQ
+
 BASE = "base"
 NO_TERMS = {f"loss.{name}": 0.0 for name in ("beta", "dependence", "balance", "zloss")}
-NO_ROUTER = {"loss.balance": 0.0, "loss.zloss": 0.0}
-NO_BOTTLENECK = {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0}
 # Matrices that are always on: one expert serves all, and says what it has to without a limit.
 ALWAYS_ON = {"experts.count": 1, "router.kind": "random", "bottleneck.kind": "none"} | NO_TERMS
 
@@ -39,9 +39,7 @@ SYSTEMS = {
   "no_straight_through": {"router.straight_through": False},
   "oracle_router": {"router.kind": "oracle"} | NO_ROUTER,
   "random_router": {"router.kind": "random"} | NO_ROUTER,
-  "vq_router": {
-    "router.kind": "vq", "loss.codebook": 1.0, "loss.commitment": 0.25, **NO_ROUTER
-  },
+  "vq_router": VQ,
   "kmeans_router": {"router.kind": "kmeans"},
   # Not on a frozen base: what is left to be had.
   "base_trains_along": {"experts.kind": "none", "trains.base": True} | NO_TERMS,

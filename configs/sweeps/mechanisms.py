@@ -11,6 +11,8 @@ from ml_collections import config_dict
 TERMS = ("beta", "dependence", "balance", "zloss", "codebook", "commitment", "aux")
 NO_TERMS = {f"loss.{name}": 0.0 for name in TERMS}
 NO_ROUTER = {"loss.balance": 0.0, "loss.zloss": 0.0}
+NO_BOTTLENECK = {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0}
+VQ = {"router.kind": "vq", "loss.codebook": 1.0, "loss.commitment": 0.25} | NO_ROUTER
 DENSE = {"experts.kind": "none"} | NO_TERMS
 # Adapters that are always on: one expert, which a uniform router mixes in with weight 1.
 ALWAYS_ON = {
@@ -39,14 +41,12 @@ SYSTEMS = {
   "dense_consecutive": DENSE | {"model.position_gap": 1},
   "iclm": {},
   "no_invariant": {"experts.invariant": False, "loss.dependence": 0.0},
-  "no_bottleneck": {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0},
+  "no_bottleneck": NO_BOTTLENECK,
   "no_dependence": {"loss.dependence": 0.0},
   "no_straight_through": {"router.straight_through": False},
   "oracle_router": {"router.kind": "oracle"} | NO_ROUTER,
   "random_router": {"router.kind": "random"} | NO_ROUTER,
-  "vq_router": {
-    "router.kind": "vq", "loss.codebook": 1.0, "loss.commitment": 0.25, **NO_ROUTER
-  },
+  "vq_router": VQ,
   "kmeans_router": {"router.kind": "kmeans"},
   "around": AROUND,
   "drop": {"perturb.drop": 0.5, "perturb.ramp": 600},

@@ -49,7 +49,6 @@ class Example:
 
 def load(
   path: str | pathlib.Path,
-  domain: str | None = None,
   template: chat.Template | None = None,
   label: Label = lambda _: None,
 ) -> list[Example]:
@@ -57,11 +56,11 @@ def load(
 
   Two forms may be mixed: `{"prompt", "answer"}` and the "evals" form `{"input": [{"role",
   "content"}], "ideal"}`, whose contents are joined by one newline. Optional keys: choices (or
-  choice_strings), domain, group ("all" when absent) and id ("<stem>:<line>" when absent).
+  choice_strings), domain (else the file's name without its endings), group (else "all") and id
+  (else "<stem>:<line>").
 
   Args:
     path: the file; a name that ends in .gz is gunzipped.
-    domain: for records that name none; None is the file's name without its endings.
     template: writes the messages of the "evals" form instead; prompts of the other form stand as
       they are.
     label: tells domain and group by a prompt, without its template; what a record names itself
@@ -90,7 +89,7 @@ def load(
         f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8: {_excerpt(shown)}"
       ) from None
     try:
-      examples.append(_example(text, domain or stem, f"{stem}:{number}", template, label))
+      examples.append(_example(text, stem, f"{stem}:{number}", template, label))
     except InputError as error:
       raise InputError(f"{path}:{number}: {error}: {_excerpt(text)}") from None
   if not examples:
