@@ -122,6 +122,6 @@ def test_real_files_of_every_form():
   assert len(acre) == 8000
   assert acre[0].choices == ("0", "1", "2")  # Integers in the file.
   assert acre[0].prompt.endswith("] -> ")
-  raven = records.load(DATA / "raven" / "text-open" / "center_single_val.jsonl.gz", "raven")
-  assert {(e.choices, e.domain) for e in raven} == {((), "raven")}
+  raven = records.load(DATA / "raven" / "text-open" / "center_single_val.jsonl.gz")
+  assert {(e.choices, e.domain) for e in raven} == {((), "center_single_val")}
   assert raven[0].prompt.endswith("\n9. ")

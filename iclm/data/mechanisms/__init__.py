@@ -19,7 +19,8 @@ mechanisms.
 
 A composition reads "rotate then sort" in place of "reverse", on every surface. The tasks are
 "default" (five surfaces, no compositions), by growing difficulty "easy", "full" and "hard", and
-"plain", six alphabets in one layout, which has no new surface; what is trained and what is held out, and why, is told by `pairs`, `compositions` and `splits`.
+"plain", six alphabets in one layout, which has no new surface; what is trained and what is held
+out, and why, is told by `pairs`, `compositions` and `splits`.
 
 A surface is new if it was never trained, and solvable if what it is made of was: "blend" writes the
 letters of "lower" with the dashes and brackets of "upper" and with words of "words" and "digits".
