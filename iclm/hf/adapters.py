@@ -219,50 +219,61 @@ def _read_layers(
     for name, pair in old.layers.items()
   }
   ours = {names.module(name, i): (name, i) for name in names.MODULES for i in range(c.model.layers)}
-  for tensor, about in tensors.found.items():
+  for tensor in tensors.found:
     match = _TENSOR.fullmatch(tensor)
     if match is None or match[1] not in ours:
       near = config.nearest(tensor, [f"base_model.model.{m}.lora_A.weight" for m in ours])
       raise InputError(f"{path}: tensor {tensor} has no place in this base; {near}")
     name, layer = ours[match[1]]
-    if name not in layers:
-      raise InputError(
-        f"{path}: tensor {tensor} adapts {name}, and config.experts.projections = "
-        f"{c.experts.projections} does not; a run with {name!r} among them has room for it"
-      )
-    if layer < c.model.trunk_layers:
-      raise InputError(
-        f"{path}: tensor {tensor} is of layer {layer}, and config.model.trunk_layers = "
-        f"{c.model.trunk_layers} leaves that one without adapters; a run with trunk_layers <= "
-        f"{layer} has room for it"
-      )
+    _check_room(f"{path}: tensor {tensor}", name, layer, layers, c)
     side, (rank, scale) = match[3].lower(), strength(match[1])
     if rank > c.experts.rank:
       raise InputError(
         f"{folder / CONFIG}: rank {rank} of {match[1]} is more than config.experts.rank = "
         f"{c.experts.rank}; a run with config.experts.rank = {rank} has room for it"
       )
-    whole_shape = layers[name][side].shape[1:]
-    shape = (rank, whole_shape[0]) if side == "a" else (whole_shape[1], rank)
-    if about.shape != shape or about.dtype not in files.DTYPES:
-      raise InputError(
-        f"{path}: tensor {tensor} has shape {list(about.shape)} and dtype {about.dtype}, where "
-        f"{list(shape)} and one of {', '.join(files.DTYPES)} are expected"
-      )
     other = tensor.replace(f".lora_{match[3]}.", ".lora_B." if side == "a" else ".lora_A.")
     if other not in tensors.found:
       raise InputError(f"{path}: tensor {other} is missing, of which {tensor} is the other half")
-    value = np.asarray(tensors.read(tensor, (slice(None), slice(None))), np.float32).T
-    at = layer - c.model.trunk_layers
-    if side == "b":
-      with np.errstate(over="ignore", invalid="ignore"):
-        value = value * np.float32(scale / old.scale)
-    if not np.isfinite(value).all():
-      raise InputError(
-        f"{path}: tensor {tensor} is not finite, or too large at a scale of {scale:g}"
-      )
-    layers[name][side][(at, slice(None), slice(rank)) if side == "a" else (at, slice(rank))] = value
+    at, wide = layer - c.model.trunk_layers, layers[name][side].shape[1:]
+    if side == "a":
+      layers[name]["a"][at, :, :rank] = _read(tensors, path, tensor, (rank, wide[0]), 1.0)
+    else:
+      own = scale / old.scale
+      layers[name]["b"][at, :rank] = _read(tensors, path, tensor, (wide[1], rank), own)
   return layers
+
+
+def _check_room(what: str, name: str, layer: int, layers: Any, c: Config) -> None:
+  """Raises InputError where the experts of this run do not adapt what a tensor does."""
+  if name not in layers:
+    raise InputError(
+      f"{what} adapts {name}, and config.experts.projections = {c.experts.projections} does not; "
+      f"a run with {name!r} among them has room for it"
+    )
+  if layer < c.model.trunk_layers:
+    raise InputError(
+      f"{what} is of layer {layer}, and config.model.trunk_layers = {c.model.trunk_layers} leaves "
+      f"that one without adapters; a run with trunk_layers <= {layer} has room for it"
+    )
+
+
+def _read(
+  tensors: files.Tensors, path: pathlib.Path, tensor: str, shape: tuple[int, int], scale: float
+) -> np.ndarray:
+  """A tensor of this shape, transposed and scaled, which has to be finite then."""
+  about = tensors.found[tensor]
+  if about.shape != shape or about.dtype not in files.DTYPES:
+    raise InputError(
+      f"{path}: tensor {tensor} has shape {list(about.shape)} and dtype {about.dtype}, where "
+      f"{list(shape)} and one of {', '.join(files.DTYPES)} are expected"
+    )
+  value = np.asarray(tensors.read(tensor, (slice(None), slice(None))), np.float32).T
+  with np.errstate(over="ignore", invalid="ignore"):
+    value = value * np.float32(scale)
+  if not np.isfinite(value).all():
+    raise InputError(f"{path}: tensor {tensor} is not finite, or too large at a scale of {scale:g}")
+  return value
 
 
 def merged(base_DF: np.ndarray, adapter: Adapter, name: str, layer: int) -> np.ndarray:
