@@ -11,7 +11,7 @@ UNPERTURBED = config.Perturb(drop=0.0, patch=0.0, swap=0.0, ramp=0)
 
 
 def fit(c: Config, folder: pathlib.Path, title: str) -> train.Result:
-  """Trains to the end; train.Interrupted where it was told to stop before."""
+  """Trains to the end; train.Interrupted where it was told to stop, if only while it evaluated."""
   result = train.fit(c, folder, title)
   if result.interrupted:
     raise train.Interrupted(

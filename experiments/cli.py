@@ -19,7 +19,7 @@ import rich.console
 from absl import app, flags, logging
 
 from experiments import hosts
-from iclm import axes, config, train, workdir
+from iclm import axes, config, progress, train, workdir
 
 INTERRUPTED = 143
 # What was compiled once is read from here the next time, as when a run is resumed.
@@ -71,10 +71,10 @@ def _outcome(main: Callable[[], int | None]) -> tuple[int, bool]:
   except config.InputError as error:
     return _say(str(error)), False
   except train.Interrupted as error:
-    print(error)
+    progress.tell(str(error), sys.stdout)
     return INTERRUPTED, True
   except train.RunStopped as error:
-    print(f"stopped: {error}", file=sys.stderr)
+    progress.tell(f"stopped: {error}", sys.stderr)
     return 3, False
   except Exception as error:
     if not hosts.joined():
@@ -162,5 +162,5 @@ def sentence(error: Exception) -> str:
 
 
 def _say(sentence: str) -> int:
-  print(f"error: {sentence}", file=sys.stderr)
+  progress.tell(f"error: {sentence}", sys.stderr)
   return 2

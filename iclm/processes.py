@@ -103,6 +103,11 @@ class StopSignals:
     said, self._said = self._said, anyone(self._flag.is_set())
     return said is not None and bool(said)
 
+  def ever(self) -> bool:
+    """Whether any process was told by now; they wait for each other to agree."""
+    told = self._flag.is_set()
+    return told if jax.process_count() == 1 else bool(anyone(told))
+
   def __enter__(self) -> "StopSignals":
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):

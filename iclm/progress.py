@@ -1,5 +1,6 @@
 """How a run is watched: a bar or plain lines, metrics.jsonl, and TensorBoard."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,13 +8,18 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
-import tensorboardX
 import tqdm
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from iclm import processes
 from iclm.config import InputError
+
+_EVENTS: Any = event_pb2  # Their classes are made at import, where pyright sees none.
+_SUMMARIES: Any = summary_pb2
+_GONE = contextlib.suppress(OSError)  # Of who watches.
 
 
 class Log:
@@ -27,7 +33,7 @@ class Log:
     try:
       lost = _cut_back(self._path, start)
       self._file = self._path.open("a")
-      self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+      self._board = _Board(workdir / "tensorboard", start)
     except OSError as error:
       raise InputError(f"cannot write in {workdir}: {error.strerror}") from None
     self._terminal = sys.stderr.isatty()
@@ -53,7 +59,8 @@ class Log:
         raise InputError(f"cannot write {self._path.parent}: {error.strerror}") from None
 
   def advance(self) -> None:
-    self._bar.update()
+    with _GONE:
+      self._bar.update()
 
   def train(self, step: int, metrics: Mapping[str, float], tokens_per_step: int) -> None:
     """One line of a training step, with its speed since the last one."""
@@ -66,7 +73,8 @@ class Log:
     wall = {"wall/step_s": step_s, "wall/tokens_per_s": tokens_per_s, "wall/s": now - self._begun}
     self._write(step, {**metrics, **wall})
     told = {"loss": f"{metrics['loss_nats']:.4f}", "tokens/s": f"{tokens_per_s:,.0f}"}
-    self._bar.set_postfix(told)
+    with _GONE:
+      self._bar.set_postfix(told)
     if not self._terminal:
       self.say(
         f"{self._title} step {step}/{self._steps} loss {told['loss']} nats "
@@ -83,9 +91,9 @@ class Log:
 
   def say(self, line: str) -> None:
     """A plain line; above the bar on a terminal."""
-    self._bar.write(line, file=sys.stderr) if self._terminal else print(
-      line, file=sys.stderr, flush=True
-    )
+    with _GONE:
+      self._bar.clear()
+    tell(line, sys.stderr)
 
   def _write(self, step: int, metrics: Mapping[str, float]) -> None:
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -94,10 +102,36 @@ class Log:
       self._file.write(line + "\n")
       self._file.flush()
       os.fsync(self._file.fileno())
-      for name, value in finite.items():
-        self._board.add_scalar(name, value, step)
+      self._board.write(step, finite)
     except OSError as error:
       raise InputError(f"cannot write {self._path}: {error.strerror}") from None
+
+
+class _Board:
+  """Events of TensorBoard, written where they are told.
+
+  A thread of tensorboardX would write them later; on a full disk it dies, and who hands it another
+  event waits for ever.
+  """
+
+  def __init__(self, folder: pathlib.Path, start: int):
+    folder.mkdir(parents=True, exist_ok=True)
+    self._events = EventsWriter(str(folder / "events"))
+    begun = _EVENTS.SessionLog(status=_EVENTS.SessionLog.START)
+    # What another process told of later steps is read no more.
+    self._put(_EVENTS.Event(step=start + 1, session_log=begun))
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    told = [_SUMMARIES.Summary.Value(tag=k, simple_value=x) for k, x in values.items()]
+    self._put(_EVENTS.Event(step=step, summary=_SUMMARIES.Summary(value=told)))
+
+  def _put(self, event: Any) -> None:
+    event.wall_time = time.time()
+    self._events.write_event(event)
+    self._events.flush()
+
+  def close(self) -> None:
+    self._events.close()
 
 
 class Mute(Log):
@@ -132,7 +166,19 @@ def watch(parts: Iterable[Any], n: int, title: str) -> Iterator[Any]:
   for i, part in enumerate(tqdm.tqdm(parts, title, n, disable=not terminal), 1):
     yield part
     if not terminal and (i % tenth == 0 or i == n):
-      print(f"{title} {i}/{n}", file=sys.stderr, flush=True)
+      tell(f"{title} {i}/{n}", sys.stderr)
+
+
+def tell(line: str, stream: TextIO) -> None:
+  """Prints a line; where nobody listens any more, a pipe or a terminal that is gone, work goes on.
+
+  Ctrl-C ends a `| tee` too, just when a run saves.
+  """
+  try:
+    print(line, file=stream, flush=True)
+  except OSError:
+    with _GONE:  # Python would try again at its end.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def open_log(workdir: pathlib.Path, start: int, steps: int, title: str) -> Log:
@@ -149,7 +195,7 @@ def _cut_back(path: pathlib.Path, start: int) -> int:
   if not path.exists():
     return 0
   kept, last = [], 0
-  for line in path.read_text().splitlines():
+  for line in path.read_text("utf-8", "replace").splitlines():
     try:
       last = json.loads(line)["step"]
     except (ValueError, KeyError):

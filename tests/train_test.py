@@ -143,6 +143,42 @@ def test_a_start_that_is_not_there_claims_no_folder(data, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+def test_an_evaluation_that_fits_no_row_is_told_before_the_folder_is_claimed(data, tmp_path):
+  path = tmp_path / "long.jsonl"
+  path.write_text(json.dumps({"prompt": "From 0,1 do reverse:", "answer": "1,0," * 30}) + "\n")
+  with pytest.raises(InputError, match=r"long:1: the row needs \d+ tokens"):
+    fit(tmp_path / "run", data, **{"evaluation.sets.test": base.source(jsonl=str(path))})
+  assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_in_the_last_evaluation_is_not_lost(data, tmp_path, monkeypatch):
+  summarise = loop.accuracy.summarise
+
+  def interrupted(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return summarise(*args)
+
+  monkeypatch.setattr(loop.accuracy, "summarise", interrupted)
+  short = {"steps": 2, "optimizer.warmup": 1, "evaluation.every": 0}
+  result = fit(tmp_path / "run", data, **short)
+  assert result.interrupted and result.run.step == 2
+  monkeypatch.undo()
+  again = fit(tmp_path / "run", data, **short)
+  assert not again.interrupted and again.sets == result.sets
+
+
+def test_a_resumed_run_counts_all_its_seconds_and_names_every_start(whole, data, tmp_path):
+  folder = shutil.copytree(whole[0], tmp_path / "run")
+  shutil.rmtree(folder / "checkpoints" / str(STEPS))
+  (folder / "results.json").unlink()
+  saved = folder / "checkpoints" / str(STEPS - EVERY) / "meta.json"
+  before = json.loads(saved.read_text())
+  assert fit(folder, data).train_s > before["train_s"] > 0
+  starts = json.loads((folder / "results.json").read_text())["provenance"]["starts"]
+  assert [start["step"] for start in starts] == [0, STEPS - EVERY]
+  assert set(starts[0]) == {"step", "commit", "dirty"} and starts[:1] == before["starts"]
+
+
 def test_non_finite_steps_stop_the_run_with_their_ids(data, tmp_path, capsys):
   with pytest.raises(train.RunStopped, match=r"3 steps in a row were not finite.*train:\d"):
     fit(tmp_path / "run", data, **{"optimizer.lr": 1e30, "nonfinite_limit": 3})

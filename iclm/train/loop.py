@@ -1,5 +1,6 @@
 """The one loop: mesh -> data -> model -> optimizer -> state -> restore -> steps."""
 
+import collections
 import contextlib
 import dataclasses
 import logging
@@ -23,6 +24,7 @@ from iclm import (
   step,
   workdir,
 )
+from iclm.checkpoints import Restored
 from iclm.config import Config
 from iclm.data import assemble, pipeline
 from iclm.data.records import Example
@@ -42,7 +44,7 @@ class Interrupted(RuntimeError):
 
 
 class Result(NamedTuple):
-  """What a run came to; `interrupted` by SIGTERM: the same command goes on from here."""
+  """What a run came to; `interrupted` by SIGTERM, if only at its end: the same command goes on."""
 
   run: workdir.Run
   sets: dict[str, Any]
@@ -80,6 +82,8 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
   if not processes.of_first((folder / workdir.TOKENIZER).exists()):
     new = start.new_tokenizer(c, training).under(template)
     compose.build(c, new.vocab_size, mesh)  # Raises what contradicts itself there.
+    for examples in sets.values():  # And here what fits no row, before it has cost a run its end.
+      collections.deque(accuracy.batches_of(examples, new, c), maxlen=0)
   with workdir.claim(folder, c):
     if new is not None:
       workdir.keep_tokenizer(folder, new)
@@ -97,17 +101,18 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, sources, tokenizer, 
   evaluate = _Evaluator(c, model, tokenizer, mesh, sets)
   k_init, k_run = jax.random.split(jax.random.key(c.seed))
   advance = step.make_train_step(c, model, tx, mesh)
-  meta = workdir.meta(c, tokenizer)
+  meta, provenance = workdir.meta(c, tokenizer), workdir.provenance(c)
   due = lambda n, every: n == c.steps or (every > 0 and n % every == 0)
 
   with workdir.checkpoints(folder, c) as saves:
     restored = saves.restore(step.abstract_state(c, model, tx, mesh))
     state = restored.state if restored else start.fresh(c, model, tx, mesh, k_init, loader)
     first = n = restored.step if restored else 0
+    past = _Past.of(restored, provenance)
     if c.keeps_prompts:
       known = prompts.keep(c, model, state, mesh, loader, sources, folder)
       loader = dataclasses.replace(loader, rows=assemble.mixed(c, known))
-    begun, scored = time.monotonic(), {}
+    scored: dict[str, Any] = {}
     with (
       progress.open_log(folder, first, c.steps, title) as log,
       processes.StopSignals() as signals,
@@ -128,22 +133,46 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, sources, tokenizer, 
             best = (
               scored[c.evaluation.best]["accuracy"] if evaluated and c.evaluation.best else None
             )
-            saves.save(n, state, meta, best)
+            saves.save(n, state, meta | past.told(), best)
       # Of a run that was complete already, as its log is, nothing is told anew: code moves on.
       told = workdir.results_of(folder) if first == c.steps else None
       if n == c.steps and not scored:
         scored = told["sets"] if told else evaluate(state.params, None, n)
-  train_s = told["train_s"] if told else time.monotonic() - begun
+      interrupted = signals.ever()  # During the evaluation, too.
+  train_s = told["train_s"] if told else past.train_s
   if n == c.steps and not told:
     data = assemble.provenance(training, c.steps * c.batch_size, sets)
-    provenance = workdir.provenance(c) | {"data": data}
+    provenance |= {"data": data, "starts": past.starts}
     sizes = {name: locality.size(state.params, [name]) for name in state.params}
     results = {
       "sets": scored, "train_s": train_s, "parameters": sizes, "provenance": provenance
     }  # fmt: skip
     outputs.write_json(folder / workdir.RESULTS, results)
   run = workdir.Run(c, model, state.params, tokenizer, mesh, n)
-  return Result(run, scored, train_s, n < c.steps)
+  return Result(run, scored, train_s, interrupted)
+
+
+class _Past:
+  """What the processes of a run before this one did, which its checkpoints remember."""
+
+  def __init__(self, begun: float, starts: list[dict[str, Any]]):
+    self._begun, self.starts = begun, starts
+
+  @classmethod
+  def of(cls, restored: Restored | None, provenance: dict[str, Any]) -> "_Past":
+    step, meta = (restored.step, restored.meta) if restored else (0, {})
+    start = {"step": step, "commit": provenance["commit"], "dirty": provenance["dirty"]}
+    # Checkpoints of before this was kept have none of it.
+    return cls(time.monotonic() - meta.get("train_s", 0.0), [*meta.get("starts", []), start])
+
+  @property
+  def train_s(self) -> float:
+    """Seconds of all of them."""
+    return time.monotonic() - self._begun
+
+  def told(self) -> dict[str, Any]:
+    """What a checkpoint keeps of it."""
+    return {"train_s": self.train_s, "starts": self.starts}
 
 
 class _Evaluator:
