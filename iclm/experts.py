@@ -63,7 +63,9 @@ def make(config: Config, n_layers: int) -> Expert:
     return {"adapter": init_adapter(key)} | message
 
   def init_message(key):
-    k_mu, k_sigma, k_out = jax.random.split(jax.random.fold_in(key, 1), 3)
+    # Folding in a number below this one is a key of some projection's adapter.
+    apart = jax.random.fold_in(key, len(block.PROJECTIONS))
+    k_mu, k_sigma, k_out = jax.random.split(apart, 3)
     normal = lambda k, i, o, scale=1.0: _box(jax.random.normal(k, (i, o)) * scale * i**-0.5)
     loud = 0.0 if config.combine == "residual" else 1.0
     return {

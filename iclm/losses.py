@@ -40,16 +40,20 @@ def grouped_xent(
   mask_BT: Shaped[Array, "B T"],
   group_B: Int[Array, "B"],
   n_groups: int,
-) -> Float[Array, "G"]:
-  """`next_token_xent` of each group of rows, 0 for a group without a counted token.
+) -> tuple[Float[Array, "G"], Float[Array, "G"]]:
+  """`next_token_xent` of each group of rows.
 
   Args:
     group_B: in [0, n_groups); a row of another number belongs to no group.
+
+  Returns:
+    loss_G: nats per counted token; 0 for a group without one.
+    n_G: counted tokens of each group.
   """
   nats_BT, counts_BT = _nats(logits_BTV, targets_BT, mask_BT)
   member_BG = jax.nn.one_hot(group_B, n_groups)
   n_G = counts_BT.sum(1, dtype=jnp.float32) @ member_BG
-  return nats_BT.sum(1) @ member_BG / jnp.maximum(n_G, 1.0)
+  return nats_BT.sum(1) @ member_BG / jnp.maximum(n_G, 1.0), n_G
 
 
 def _nats(logits_BTV, targets_BT, mask_BT) -> tuple[Array, Array]:

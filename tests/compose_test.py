@@ -55,6 +55,12 @@ def test_oracle_every_expert_on_every_input_gives_the_routed_logits(batch, combi
   )
   assert len(set(routed.routing.index_B.tolist())) > 1
   np.testing.assert_allclose(routed.logits_BTV, oracle.logits_BTV, atol=1e-5)
+  if kind == "gaussian":  # One listens to another input, one is silent, the others to themselves.
+    heard_SB = jnp.tile(jnp.arange(8), (2, 1)).at[:, 0].set(5).at[1, 3].set(-1)
+    heard = compose.Intervention(speaker_SB=heard_SB)
+    one, all_ = (m.apply(params, batch, None, heard) for m in (model, everything))
+    np.testing.assert_allclose(one.logits_BTV, all_.logits_BTV, atol=1e-5)
+    np.testing.assert_allclose(one.messages_SBTZ, all_.messages_SBTZ, atol=1e-5)
   np.testing.assert_allclose(routed.alone_SBTV, oracle.alone_SBTV, atol=1e-5)
   if kind == "gaussian":
     np.testing.assert_allclose(routed.messages_SBTZ, oracle.messages_SBTZ, atol=1e-5)

@@ -56,6 +56,8 @@ def test_configs_are_complete_and_survive_a_round_trip(name):
     ({"router.tau_steps": 0}, "must be positive"),
     ({"loss.dependence": -1.0}, r"loss\.dependence = -1\.0 must not be negative"),
     ({"loss.beta": float("nan")}, r"loss\.beta = nan is no finite number"),
+    ({"optimizer.eps": 0.0}, r"optimizer\.eps = 0\.0 must be positive"),
+    ({"router.level": "token", "accumulate": 2}, "take of each micro-batch alone; set it to 1"),
     ({"optimizer.b2": 1.0}, r"optimizer\.b2 = 1\.0 is not in \[0, 1\)"),
     ({"data.domains": ("a", "a")}, "names one twice"),
     ({"router.scale": -1.0}, r"router\.scale = -1\.0 must be positive"),

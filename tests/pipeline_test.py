@@ -39,6 +39,7 @@ def loader(source, **changes):
   settings = dict(
     tokenizer=BYTES,
     domains=("other", "d"),
+    named=False,
     batch_size=8,
     seq_len=24,
     question="last_line",
@@ -151,6 +152,13 @@ def test_truncated_rows_are_counted():
   assert sum(row.n_cut > 0 for row in reader._pack(reader._groups(0))) == 4
   with pytest.raises(InputError, match=r"d10: the row needs 8 tokens and seq_len is 6"):
     loader(source, seq_len=6).batch(0)
+
+
+def test_where_domains_weigh_each_row_has_one():
+  told = r"d\d+: its domain 'd' is none of config.data.domains.*did you mean 'a d'"
+  with pytest.raises(InputError, match=told):
+    loader(FINITE, named=True, domains=("other", "a d")).batch(0)
+  loader(FINITE, named=True).batch(0)
 
 
 def test_settings_that_cannot_work():

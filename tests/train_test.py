@@ -136,6 +136,16 @@ def test_a_fresh_router_on_another_runs_base_is_fitted(data, tmp_path):
   assert not np.allclose(fitted, drawn)
 
 
+def test_prototypes_that_no_router_has_used_are_fitted(data, tmp_path):
+  short = {"steps": 1, "optimizer.warmup": 0, "evaluation.every": 0, "checkpoint.every": 0}
+  given = {"router.kind": "random", "loss.balance": 0.0, "loss.zloss": 0.0}
+  drawn = fit(tmp_path / "random", data, **short, **given).run.params["router"]
+  on_it = short | {"checkpoint.init_from": str(tmp_path / "random"), "trains.router": False}
+  fitted = fit(tmp_path / "learned", data, **on_it).run.params["router"]
+  np.testing.assert_array_equal(fitted["projection_DP"], drawn["projection_DP"])
+  assert not np.allclose(fitted["prototypes_EP"], drawn["prototypes_EP"])
+
+
 def test_a_start_that_is_not_there_claims_no_folder(data, tmp_path):
   for source in (tmp_path / "absent", tmp_path):
     with pytest.raises(InputError, match=r"is no run's workdir: it holds no config\.json"):

@@ -48,7 +48,7 @@ def run(upper: serving.Upper) -> tuple[Array, Array, Array]:
 
   def say(stream, mine, x_BTD, key) -> Any:
     served = serving.Served(mine, None, 1, (stream,))
-    return serving.speak(config, expert, served, x_BTD, key, do)
+    return serving.speak(config, expert, served, routed, x_BTD, key, do)
 
   thinker, speaker = map(axes.STREAMS.index, (axes.INVARIANT, axes.DOMAIN))
   strength_SB = serving.strength(config, routed, do)

@@ -47,7 +47,7 @@ def run(
   base: Any = base_BCD
   if served.weights is not None:
     served = served._replace(weights=shared.at(at_RC).weights_BTE)
-  said, z, rate = serving.speak(config, expert, served, state, draws.message, do)
+  said, z, rate = serving.speak(config, expert, served, routed, state, draws.message, do)
   per_stream = functools.partial(serving.per_stream, config, served, routed)
   spoken: Any = per_stream(said)
   said_SBTD = spoken.astype(x_BTD.dtype)

@@ -129,7 +129,15 @@ def _block_weights(config: Config, routed: Routing, n_tokens: int, n_invariant: 
   return weights
 
 
-def speak(config: Config, expert: experts.Expert, served: Served, state, key, do: Intervention):
+def speak(
+  config: Config,
+  expert: experts.Expert,
+  served: Served,
+  routed: Routing,
+  state: Array,
+  key: Array | None,
+  do: Intervention,
+) -> tuple[Array, Any, Any]:
   """What each row says (its contribution), its message and its rate in nats per position."""
   if config.bottleneck.kind == "none":
     if do.message_SBTZ is not None or do.speaker_SB is not None:
@@ -139,15 +147,24 @@ def speak(config: Config, expert: experts.Expert, served: Served, state, key, do
   z = information.sample_message(key, *message)
   to_rows = lambda x: jnp.moveaxis(x[jnp.array(served.slots)], 1, 0).reshape(-1, *x.shape[2:])
   if do.speaker_SB is not None:
-    speaker = to_rows(do.speaker_SB)
-    mine = jnp.arange(len(speaker)) % served.n  # Which of an input's rows this one is.
-    z = jnp.where(speaker[:, None, None] < 0, 0, z[speaker * served.n + mine])
+    own_SBTZ: Any = per_stream(config, served, routed, z)
+    z = _spoken(z, own_SBTZ, served, to_rows(do.speaker_SB))
   if do.message_SBTZ is not None:
     patch = to_rows(do.patch_SB)
     patch = patch.reshape(*patch.shape, *(1,) * (z.ndim - patch.ndim))
     z = jnp.where(patch, to_rows(do.message_SBTZ), z)
   said = expert.decode(served.params, z, served.weights)
   return said, z, information.gaussian_rate(*message)
+
+
+def _spoken(z: Array, own_SBTZ: Array, served: Served, speaker: Array) -> Array:
+  """Messages of rows that speak for another input: what its stream says there, whichever expert
+  says it; their own where they speak for themselves, and 0 where they are silent."""
+  input_R, slot_R = jnp.divmod(jnp.arange(len(speaker)), served.n)
+  stream_R = jnp.array(served.slots)[slot_R] - served.slots[0]
+  is_own_R = (speaker == input_R)[:, None, None]
+  z = jnp.where(is_own_R, z, own_SBTZ[stream_R, speaker])
+  return jnp.where(speaker[:, None, None] < 0, 0, z)
 
 
 def per_stream(config: Config, served: Served, routed: Routing, rows: Array | None):

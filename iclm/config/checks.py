@@ -15,14 +15,14 @@ POSITIVE = (
   *("model.layers", "model.d_model", "model.heads", "model.kv_heads", "model.head_size"),
   *("model.d_ff", "model.position_gap", "model.rope_theta", "model.norm_eps"),
   *("router.scale", "router.tau_start", "router.tau_end", "router.tau_steps", "router.width"),
-  *("optimizer.lr", "optimizer.clip", "dependence.classes", "experts.alpha"),
+  *("optimizer.lr", "optimizer.clip", "optimizer.eps", "dependence.classes", "experts.alpha"),
   *("data.seq_len", "data.questions_per_row", "data.tokenizer.texts"),
   *("evaluation.batch_size", "checkpoint.keep"),
 )
 AT_LEAST_0 = (
   *("seed", "model.trunk_layers", "model.window", "model.context", "model.vocab_size"),
   *("router.revive_below", "router.collapse_below", "bottleneck.ramp", "perturb.ramp"),
-  *("optimizer.end", "optimizer.eps", "optimizer.weight_decay", "optimizer.router_lr"),
+  *("optimizer.end", "optimizer.weight_decay", "optimizer.router_lr"),
   *("evaluation.every", "evaluation.seq_len", "evaluation.draws"),
   *("checkpoint.every", "checkpoint.best"),
 )

@@ -142,6 +142,11 @@ def _check_losses(c: Config) -> None:
     f"config.loss.group_dro = {w.group_dro} weighs the domains of a whole batch; name them in "
     "config.data.domains, and set config.accumulate = 1",
   )
+  require(
+    c.router.level == "input" or c.accumulate == 1 or w.zloss == w.codebook == w.commitment == 0,
+    "config.router.level = 'token' has means over tokens (loss.zloss, codebook, commitment), which "
+    f"config.accumulate = {c.accumulate} would take of each micro-batch alone; set it to 1",
+  )
   if w.dependence != 0:
     _check_dependence(c)
 

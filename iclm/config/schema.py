@@ -163,7 +163,8 @@ class Perturb:
 class Optimizer:
   """One optimizer for each group of parameters; see `optim.make`."""
 
-  kind: Literal["adamw", "muon"]  # Of the base's layers; all else goes by AdamW.
+  # muon: of the matrices of the base's layers; of the base's other parts, NAdam without decay.
+  kind: Literal["adamw", "muon"]
   lr: float
   schedule: Literal["constant", "cosine", "wsd"]
   warmup: int  # Steps.

@@ -174,6 +174,7 @@ def loader(
     rows=training,
     tokenizer=tok,
     domains=c.data.domains,
+    named=c.loss.group_dro > 0,
     batch_size=c.batch_size,
     seq_len=c.data.seq_len,
     question=c.data.asks,

@@ -11,7 +11,7 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from iclm.config import InputError
+from iclm.config import InputError, nearest
 from iclm.data import prompt_cache
 from iclm.data import rows as rows_lib
 from iclm.data.records import Example
@@ -97,6 +97,7 @@ class Loader:
     tokenizer: see `rows.pack_all`, as `seq_len`, `question`, `loss` and `too_long`.
     counted: the most targets of a row that may count, 0 for any number.
     domains: the names that `Batch.domain_B` counts in.
+    named: whether an example of a domain without a name is an error.
     batch_size: rows of the global batch, over all processes.
     share: which part of the global batch to read, in [0, n_shares).
     n_shares: must divide `batch_size`.
@@ -106,6 +107,7 @@ class Loader:
   rows: Source
   tokenizer: Tokenizer
   domains: tuple[str, ...]
+  named: bool
   batch_size: int
   seq_len: int
   question: Question
@@ -139,7 +141,14 @@ class Loader:
           f"{name}: the row counts {n} targets and config.data.counted = {self.counted}; "
           f"set it to {n} or more, or to 0 for any number"
         )
-    batch = _stack(packed, [domain_index(group[0], self.domains) for group in groups])
+    domain_B = [domain_index(group[0], self.domains) for group in groups]
+    for group, index in zip(groups, domain_B, strict=True):
+      if self.named and index < 0:
+        raise InputError(
+          f"{group[0].id}: its domain {group[0].domain!r} is none of config.data.domains, by which "
+          f"config.loss.group_dro weighs: {nearest(group[0].domain, self.domains)}"
+        )
+    batch = _stack(packed, domain_B)
     return batch._replace(read_BD=prompt_cache.stack(groups))
 
   def ids(self, step: int) -> list[str]:

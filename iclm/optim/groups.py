@@ -80,9 +80,12 @@ def make(
 
 
 def muon(lr: optax.Schedule, o: Optimizer) -> optax.GradientTransformation:
-  """Muon for the matrices of stacked layers, Adam without weight decay for all else.
+  """Muon for the matrices of stacked layers, NAdam without weight decay for all else.
 
   An update has the RMS that AdamW's tends to have, so that one learning rate serves both.
+
+  Source: Liu et al., arXiv 2502.16982. Deviation: theirs has AdamW for all else; optax gives it
+  Muon's Nesterov momentum.
   """
 
   def matrices(params):

@@ -107,13 +107,16 @@ def _weigh_domains(config: Config, group_G, metrics):
   """The worse a domain fares, the more it weighs: exponentiated gradient ascent.
 
   Source: Sagawa et al., "Distributionally robust neural networks", arXiv 1911.08731, algorithm 1.
-  Deviation: a step descends with the weights of the step before.
+  Deviations: a step descends with the weights of the step before; and the domains of a batch share
+  what weight they had, so that one that is not in it, of which nothing is known, keeps its own.
   """
   if config.loss.group_dro == 0:
     return group_G
   nats_G = jnp.stack([metrics[f"domain_nats/{name}"] for name in config.data.domains])
-  raised_G = group_G * jnp.exp(config.loss.group_dro * nats_G)
-  return raised_G / raised_G.sum()
+  here_G = ~jnp.isnan(nats_G)
+  raised_G = jnp.where(here_G, group_G * jnp.exp(config.loss.group_dro * nats_G), 0.0)
+  share = jnp.where(here_G, group_G, 0.0).sum() / jnp.maximum(raised_G.sum(), 1e-30)
+  return jnp.where(here_G, raised_G * share, group_G)
 
 
 def _follow_routes(config: Config, params, usage_E, seen: Seen, key):

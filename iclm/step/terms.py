@@ -61,10 +61,11 @@ def loss(params, batch: Batch, key, n_tokens, *, config: Config, model: compose.
   extra = {}
   if config.loss.group_dro > 0:
     of_batch = output.logits_BTV, at.targets_BC, at.mask_BC, batch.domain_B
-    nats_G = losses.grouped_xent(*of_batch, len(state.group_G))
+    nats_G, n_G = losses.grouped_xent(*of_batch, len(state.group_G))
     terms["group_dro_nats"] = (state.group_G * nats_G).sum()
     weights |= {"answer_nats": 0.0, "group_dro_nats": 1.0}
-    extra = {f"domain_nats/{name}": nats_G[g] for g, name in enumerate(config.data.domains)}
+    told_G = jnp.where(n_G > 0, nats_G, jnp.nan)  # Undefined of a domain that no row shows.
+    extra = {f"domain_nats/{name}": told_G[g] for g, name in enumerate(config.data.domains)}
   names = compose.streams(config)
   if output.rate_SBT is not None:
     beta = config.loss.beta * jnp.minimum(1.0, (state.step + 1) / max(config.bottleneck.ramp, 1))
@@ -76,7 +77,7 @@ def loss(params, batch: Batch, key, n_tokens, *, config: Config, model: compose.
       nll, counted = losses.next_token_xent(alone_BTV, at.targets_BC, at.mask_BC)
       terms[f"aux_{name}_nats"], weights[f"aux_{name}_nats"] = mean(nll, counted), config.loss.aux
   if config.loss.dependence > 0:
-    value, found = _dependence(config, output, batch, at, k_dependence)
+    value, found = _dependence(config, output, batch, at, k_dependence, do)
     extra |= found
     terms |= value
     weights |= dict.fromkeys(value, config.loss.dependence)
@@ -117,12 +118,26 @@ def _counted(config: Config, batch: Batch) -> Counted:
   return Counted(at_BC, *(jnp.take_along_axis(x_BT, at_BC, axis=1) for x_BT in every))
 
 
-def _dependence(config: Config, output: compose.Output, batch: Batch, at: Counted, key):
-  """Dependence of the two messages where an answer starts: one sample per question."""
+def _dependence(
+  config: Config,
+  output: compose.Output,
+  batch: Batch,
+  at: Counted,
+  key: Array,
+  do: compose.Intervention,
+):
+  """Dependence of the two messages where an answer starts: one sample per question.
+
+  Without those inputs of which one stream is silent, or another's, by intervention: which one it is
+  is a dependence that no message can be rid of.
+  """
   start_M = at.starts_BC.reshape(-1)
   n = min(start_M.size, len(at.starts_BC) * config.data.questions_per_row)
   (at_N,) = jnp.nonzero(start_M, size=n, fill_value=0)
   mask_N = jnp.arange(n) < start_M.sum()
+  if do.speaker_SB is not None:
+    untouched_B = (do.speaker_SB == jnp.arange(len(at.starts_BC))[None]).all(axis=0)
+    mask_N &= untouched_B[at_N // at.starts_BC.shape[1]]
   messages_SBTZ: Any = output.messages_SBTZ
   x_NZ, y_NZ = (z_BTZ.reshape(-1, z_BTZ.shape[-1])[at_N] for z_BTZ in messages_SBTZ)
   d = config.dependence

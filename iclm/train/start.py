@@ -13,6 +13,7 @@ from iclm.data.tokenizer import Tokenizer
 
 # Prompts that the router's prototypes are fitted on, and how.
 FIT_PROMPTS, FIT_ITERATIONS, FIT_RESTARTS = 1024, 30, 8
+_FIT = 100  # Folded into the key of a model, which is split into fewer for its parts.
 
 
 def new_tokenizer(c: Config, training) -> Tokenizer:
@@ -41,12 +42,12 @@ def fresh(c: Config, model: compose.Model, tx, mesh, key, loader: pipeline.Loade
     base = hf.load_base(source, c.model, mesh, fsdp=c.fsdp)
     state = state._replace(params=rest | {"base": base})
   elif c.checkpoint.init_from:
-    theirs = workdir.load_run(source, c.mesh).params
-    state = state._replace(params=_take(state.params, theirs, c.checkpoint.init_from))
-    if "router" in theirs:
+    theirs = workdir.load_run(source, c.mesh)
+    state = state._replace(params=_take(state.params, theirs.params, c.checkpoint.init_from))
+    if "router" in theirs.params and theirs.config.router.kind in config.LEARNED:
       return state
   if c.experts.kind != "none" and c.router.fit and c.router.kind in config.LEARNED:
-    state = _fit_prototypes(c, model, mesh, state, jax.random.fold_in(key, 1), loader)
+    state = _fit_prototypes(c, model, mesh, state, jax.random.fold_in(key, _FIT), loader)
   return state
 
 
