@@ -50,7 +50,7 @@ def _show(c: Config, result: train.Result, plain, found: dict[str, Any]) -> None
   if result.sets:
     _show_sets(console, c, result, plain, found)
   if "update" in found:
-    update.show(console, c, found["update"])
+    show_update(console, c, found["update"])
 
 
 def _show_sets(console, c: Config, result: train.Result, plain, found: dict[str, Any]) -> None:
@@ -74,3 +74,45 @@ def _show_sets(console, c: Config, result: train.Result, plain, found: dict[str,
   console.print(routes)
   for name, rate in first["rate_nats"].items():
     console.print(f"rate of the {name} message: {rate:.2f} nats per predicted position")
+
+
+def show_update(console, c: Config, found: dict[str, Any]) -> None:
+  """Prints what was moved and what it did, what it cost, and what it recovered."""
+  s = c.study.shift
+  title = f"Update: {s.operation!r} of surface {s.surface} now means {s.becomes!r}"
+  columns = "model", "moved", *update.TITLES.values(), "largest change where another expert serves"
+  effects = rich.table.Table(*columns, title=title)
+  columns = "model", "parameters", "optimizer bytes", "median step, ms", "examples"
+  costs = rich.table.Table(*columns, title="What the update cost")
+  for name, u in found["models"].items():
+    arrows = (_arrow(u[key]) if key in u else "-" for key in update.TITLES)
+    at = u.get("elsewhere")
+    change = f"{at['max_change_nats']:g} nats, {at['logits_changed']} positions" if at else "-"
+    effects.add_row(name, ", ".join(u["moved"]), *arrows, change)
+    step = "-" if u["step_s"] is None else f"{1e3 * u['step_s']:.1f}"
+    price = f"{u['parameters_moved']:,}", f"{u['optimizer_bytes']:,}"
+    costs.add_row(name, *price, step, str(u["n"]))
+  console.print(effects)
+  console.print(costs)
+  for key, b in found.get("budget", {}).items():
+    told = f"{b['ours']:,} of at most {b['limit']:,.0f}"
+    share = f"{update.SLACK}/(E+1) of the dense LoRA's {b['lora']:,}"
+    head = f"the expert's message head, {b['message_head']:,.0f}"
+    console.print(f"{key.replace('_', ' ')}: {told}, which is {share} and {head}")
+  for name, r in found["recovery"].items():
+    bound = r["note"] if r["low95"] is None else f"one-sided 95 % bound {r['low95']:+.4f}"
+    console.print(f"shifted, iclm minus {name}: {r['difference']:+.4f}; {bound} (n = {r['n']})")
+  if found["curve"]:
+    names = list(found["models"])
+    told = ", ".join(update.TITLES.values()).capitalize()
+    curve = rich.table.Table("examples", *names, title=f"{told}, by number of examples")
+    for n, at in found["curve"].items():
+      row = (
+        ", ".join(f"{at[name][k]:.3f}" for k in update.TITLES if k in at[name]) for name in names
+      )
+      curve.add_row(n, *row)
+    console.print(curve)
+
+
+def _arrow(found: dict[str, Any]) -> str:
+  return " -> ".join(f"{x:.3f}" for x in found["accuracy"])

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.table
 
 from experiments import baselines, shifts
 from iclm import axes, config, optim, outputs, workdir
@@ -281,43 +280,3 @@ def write(path: pathlib.Path, examples: Sequence[Example]) -> None:
   """Examples as a jsonl."""
   path.parent.mkdir(parents=True, exist_ok=True)
   outputs.write_jsonl(path, map(dataclasses.asdict, examples))
-
-
-def show(console, c: Config, update: dict[str, Any]) -> None:
-  """Prints what was moved and what it did, what it cost, and what it recovered."""
-  s = c.study.shift
-  title = f"Update: {s.operation!r} of surface {s.surface} now means {s.becomes!r}"
-  columns = "model", "moved", *TITLES.values(), "largest change where another expert serves"
-  effects = rich.table.Table(*columns, title=title)
-  columns = "model", "parameters", "optimizer bytes", "median step, ms", "examples"
-  costs = rich.table.Table(*columns, title="What the update cost")
-  for name, u in update["models"].items():
-    arrows = (_arrow(u[key]) if key in u else "-" for key in TITLES)
-    at = u.get("elsewhere")
-    change = f"{at['max_change_nats']:g} nats, {at['logits_changed']} positions" if at else "-"
-    effects.add_row(name, ", ".join(u["moved"]), *arrows, change)
-    step = "-" if u["step_s"] is None else f"{1e3 * u['step_s']:.1f}"
-    price = f"{u['parameters_moved']:,}", f"{u['optimizer_bytes']:,}"
-    costs.add_row(name, *price, step, str(u["n"]))
-  console.print(effects)
-  console.print(costs)
-  for key, b in update.get("budget", {}).items():
-    told = f"{b['ours']:,} of at most {b['limit']:,.0f}"
-    share = f"{SLACK}/(E+1) of the dense LoRA's {b['lora']:,}"
-    head = f"the expert's message head, {b['message_head']:,.0f}"
-    console.print(f"{key.replace('_', ' ')}: {told}, which is {share} and {head}")
-  for name, r in update["recovery"].items():
-    bound = r["note"] if r["low95"] is None else f"one-sided 95 % bound {r['low95']:+.4f}"
-    console.print(f"shifted, iclm minus {name}: {r['difference']:+.4f}; {bound} (n = {r['n']})")
-  if update["curve"]:
-    names = list(update["models"])
-    told = ", ".join(TITLES.values()).capitalize()
-    curve = rich.table.Table("examples", *names, title=f"{told}, by number of examples")
-    for n, at in update["curve"].items():
-      row = (", ".join(f"{at[name][k]:.3f}" for k in TITLES if k in at[name]) for name in names)
-      curve.add_row(n, *row)
-    console.print(curve)
-
-
-def _arrow(found: dict[str, Any]) -> str:
-  return " -> ".join(f"{x:.3f}" for x in found["accuracy"])

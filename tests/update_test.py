@@ -175,7 +175,7 @@ def test_costs_and_recovery_are_told(studied):
 def test_the_tables_hold_all_of_it(studied, capsys):
   folder, result = studied
   found = json.loads((folder / "results.json").read_text())["update"]
-  update.show(rich.console.Console(width=200), result.run.config, found)
+  study.show_update(rich.console.Console(width=200), result.run.config, found)
   shown = capsys.readouterr().out
   for word in ("largest change", "optimizer bytes", "dense LoRA", "1.1/(E+1)", "by number"):
     assert word in shown
