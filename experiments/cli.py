@@ -130,10 +130,11 @@ def mesh_of(folder: pathlib.Path, asked: str | None) -> config.Mesh:
 def console() -> rich.console.Console:
   """Where tables are printed: as wide as the terminal, or wide and plain where there is none.
 
-  COLUMNS in the environment sets another width.
+  COLUMNS in the environment sets another width. What is printed stands as it is: names of groups
+  and domains are the user's, and may look like markup.
   """
   piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-  return rich.console.Console(width=PIPED_WIDTH if piped else None)
+  return rich.console.Console(width=PIPED_WIDTH if piped else None, markup=False, emoji=False)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -279,4 +279,4 @@ def _recovery(right: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
 def write(path: pathlib.Path, examples: Sequence[Example]) -> None:
   """Examples as a jsonl."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  outputs.write_jsonl(path, map(dataclasses.asdict, examples))
+  outputs.write_jsonl(path, (example.record for example in examples))

@@ -80,6 +80,7 @@ def _write(path: pathlib.Path, text: str) -> None:
 
 
 def check_can_be_written(path: pathlib.Path) -> None:
-  """Raises InputError where a file cannot go, before long work is done for it."""
+  """Makes the folder of a file; InputError where it cannot go, before long work is done for it."""
+  make_folder(path.parent)
   if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
     raise InputError(f"cannot write {path}: name a file in a folder that can be written")

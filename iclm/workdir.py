@@ -256,17 +256,21 @@ def checkpoints(workdir: pathlib.Path, c: Config) -> Checkpoints:
 
 def provenance(c: Config) -> dict[str, Any]:
   """Commit, config hash, versions and devices: what is needed to do a run again."""
-  text = json.dumps(config.to_dict(c), sort_keys=True)
   device = jax.devices()[0]
   return {
     "commit": _git("rev-parse", "HEAD"),
     "dirty": _git("status", "--porcelain") not in ("", None),
-    "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    "config_sha256": config_sha256(c),
     "seed": c.seed,
     "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
     | {"python": platform.python_version()},
     "device": {"kind": device.device_kind, "count": jax.device_count(), "cores": os.cpu_count()},
   }
+
+
+def config_sha256(c: Config) -> str:
+  """Names a config; a key that the library has gained since gives another name."""
+  return hashlib.sha256(json.dumps(config.to_dict(c), sort_keys=True).encode()).hexdigest()
 
 
 def _git(*args: str) -> str | None:

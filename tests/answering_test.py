@@ -121,6 +121,13 @@ def test_a_chat_template_hides_no_problem_from_the_solver(tok):
   assert determined.report(parrot, wrapped) == determined.report(parrot, OPEN)
 
 
+def test_an_end_that_is_an_ordinary_token_is_no_part_of_an_answer(tok):
+  (comma,) = tok.encode(",")
+  parrot = Parrot(dataclasses.replace(tok, ends=(comma,)), [e.answer for e in OPEN])
+  parrot._end = [comma]
+  assert determined.report(parrot, OPEN)["determined"]["accuracy"] == 1.0
+
+
 def test_what_the_context_leaves_open_does_not_count(tok):
   """Solver and generator differ in most of distribute_four, in nothing that is determined."""
   four = OPEN[40:]

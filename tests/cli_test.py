@@ -151,8 +151,8 @@ def test_no_run_no_data_no_room_is_told(whole, data, tmp_path):  # noqa: F811
     asked(whole[0], tmp_path / "o.json", tmp_path / "no.jsonl")
   with pytest.raises(InputError, match="no run's workdir"):
     asked(tmp_path / "nothing", tmp_path / "o.json", data)
-  with pytest.raises(InputError, match="cannot write"):
-    asked(whole[0], tmp_path / "absent" / "o.json", data)
+  with pytest.raises(InputError, match="cannot make the folder"):
+    asked(whole[0], data / "o.json", data)
 
 
 def test_a_run_of_many_devices_is_read_on_few(whole, data, tmp_path):  # noqa: F811
@@ -186,6 +186,10 @@ def test_tables_are_wide_and_plain_where_they_are_piped(capsys, monkeypatch):
   cli.console().print(table)
   out = capsys.readouterr().out
   assert "c" * 60 in out and "d" * 60 in out and "\x1b" not in out
+  odd = rich.table.Table("name")
+  odd.add_row("[/reverse] [bold]x :smile:")  # Names are the user's, and no markup.
+  cli.console().print(odd)
+  assert "[/reverse] [bold]x :smile:" in capsys.readouterr().out
   monkeypatch.setenv("COLUMNS", "40")
   cli.console().print(table)
   assert max(map(len, capsys.readouterr().out.splitlines())) <= 40
@@ -233,5 +237,5 @@ def test_a_full_disk_while_logging_is_told(data, tmp_path, monkeypatch):  # noqa
     raise OSError(errno.ENOSPC, "No space left on device")
 
   monkeypatch.setattr(progress.os, "fsync", full)
-  with pytest.raises(InputError, match=r"metrics\.jsonl: No space left"):
+  with pytest.raises(InputError, match=r"cannot write in .*run: No space left"):
     fit(tmp_path / "run", data, steps=4, **{"evaluation.every": 0})

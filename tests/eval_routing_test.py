@@ -162,5 +162,5 @@ def test_what_lies_on_a_plane_keeps_its_distances_on_the_map():
 
 @pytest.mark.parametrize("shape", [(1, 3), (4, 1), (2, 2)])
 def test_a_map_has_two_axes_however_little_varies(shape):
-  xy_N2, share_2 = routing.flatten(np.ones(shape))
+  xy_N2, share_2 = routing.flatten(np.full(shape, 0.1, np.float32))
   assert xy_N2.shape == (shape[0], 2) and not xy_N2.any() and not share_2.any()

@@ -61,6 +61,10 @@ def test_text_is_shown_only_when_it_is_certain():
   speech = generate.Speech(wide, ("bé",))
   assert "".join(speech.hear([t], last=False) for t in wide.encode("abéc")) == "a"
   assert speech.stopped and len(speech.tokens) == 4
+  # An end spells nothing, though it may be an ordinary token.
+  (stop,) = wide.encode("!")
+  speech = generate.Speech(dataclasses.replace(wide, ends=(stop,)), ())
+  assert speech.hear([*wide.encode("ab"), stop], last=True) == "ab" == speech.text
 
 
 def test_a_special_token_that_a_stop_string_spells_is_met_by_its_id():

@@ -1,6 +1,5 @@
 """Tests of the mechanisms family: operations and surfaces by hand, a solver, what was published."""
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -94,7 +93,7 @@ def test_the_published_examples_stay_as_they_are():
   found = {split: examples(DEFAULT, split, 600) for split in mechanisms.splits(DEFAULT)}
   found["shift"] = mechanisms.shift(DEFAULT, "digits", "reverse", "rotate", "train", 0, 300)
   for name in GOLDEN.keys() | found:
-    lines = "".join(json.dumps(dataclasses.asdict(e)) + "\n" for e in found[name])
+    lines = "".join(json.dumps(e.record) + "\n" for e in found[name])
     assert hashlib.sha256(lines.encode()).hexdigest() == GOLDEN[name], name
 
 
@@ -210,6 +209,25 @@ def test_a_shift_changes_the_meaning_of_one_word_on_one_surface():
     shown = re.findall("[K-T]", e.prompt)
     assert mechanisms.part_of(["KLMNOPQRST".index(symbol) for symbol in shown]) == "test"
   assert mechanisms.shift(FULL, "upper", "reverse", "rotate", "test", 0, 50) == shifted
+
+
+def test_what_a_shift_leaves_as_it_was_is_no_example_of_it():
+  for operation, becomes in (("rotate", "sort"), ("sort", "reverse"), ("opposite", "reverse")):
+    task = mechanisms.TASKS["easy"]
+    for e in mechanisms.shift(task, "digits", operation, becomes, "test", 0, 200):
+      assert e.answer != mechanisms.solve(e.prompt, task.size, {})
+
+
+def test_every_surface_has_a_paraphrase_in_a_layout_of_its_own():
+  surfaces = tuple(name for name in mechanisms.SURFACES if name != "blend")
+  for name in surfaces:
+    task = DEFAULT._replace(surfaces=(name, *[s for s in surfaces if s != name][:4]))
+    examples = (mechanisms.example(task, "iid_test", 0, i) for i in range(100))
+    mine = [e for e in examples if e.domain == name]
+    for e in mine[:3]:
+      other = mechanisms.paraphrase(e.prompt)
+      assert other not in (None, e.prompt) and mechanisms.solve(other, 10, {}) == e.answer
+    assert mine
 
 
 @pytest.mark.parametrize(

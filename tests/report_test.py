@@ -6,9 +6,11 @@ import json
 import hypothesis
 import numpy as np
 import pytest
+from conftest import tiny
 from hypothesis import strategies as st
 
-from iclm.audit import cost, drawing, report
+from iclm import config, workdir
+from iclm.audit import cost, drawing, files, report, run
 from iclm.config import InputError
 from iclm.evals import statistics
 
@@ -198,13 +200,13 @@ def test_curves_span_their_box():
   curve = drawing.curve(metrics, "answer_nats", "t")
   # Half of the 320 wide box at step 5 of 10, its top at the maximum; 1 of 2 is half of 120 high.
   assert [(line.name, line.path) for line in curve.lines] == [
-    ("answer_nats", "M160.0,0.0 L320.0,60.0")
+    ("answer_nats", "M160.0,0.0 L320.0,60.0h0")
   ]
   assert (curve.low, curve.high, curve.last_step) == (0.0, 2.0, 10)
   assert drawing.curve(metrics, "rate_", "t") is None
   thinned = drawing.curve([{"step": s, "rate_nats": 1.0} for s in range(1, 403)], "rate_", "t")
   assert thinned.last_step == 402
-  assert drawing.curve([{"step": 0, "rate_nats": 1.0}], "rate_", "t").lines[0].path == "M0.0,0.0"
+  assert drawing.curve([{"step": 0, "rate_nats": 1.0}], "rate_", "t").lines[0].path == "M0.0,0.0h0"
   assert drawing.curve([{"step": 1, "rate_nats": None}], "rate_", "t") is None
 
 
@@ -259,6 +261,27 @@ def test_cost_adds_up_over_sittings():
   assert cost.of_metrics(lines[:1]) == (20.0, 2.5, 4.0)
   # 25 s and 50 s; the medians are of the lines without compilation, 0.5 and 2 s.
   assert cost.of_metrics(lines) == (75.0, 1.25, 12.5)
+
+
+def test_an_evaluation_by_a_later_library_is_of_the_same_run(tmp_path):
+  c = tiny()
+  (write(tmp_path) / "config.json").write_text(json.dumps(config.to_dict(c)))
+  later = EXAMINED | {"provenance": {"config_sha256": workdir.config_sha256(c)}}
+  (tmp_path / "out.json").write_text(json.dumps(later))
+  assert "evaluated afterwards" in report.render(tmp_path, tmp_path / "out.json")
+
+
+def test_a_torn_last_line_of_metrics_is_left_out(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+  assert files.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 2}\n')
+  with pytest.raises(InputError, match="cannot read"):
+    files.read_metrics(tmp_path)
+
+
+def test_numbers_of_examples_are_in_their_order():
+  curve = {str(n): {} for n in (100, 200, 50)}  # As JSON with sorted keys has them.
+  assert list(run._update({"curve": curve})["curve"]) == ["50", "100", "200"]
 
 
 def test_a_run_without_results_is_told(tmp_path):

@@ -165,3 +165,9 @@ def test_a_row_spells_its_examples_and_company_changes_no_token(context, questio
         np.testing.assert_array_equal(shared[own_T], single[alone_T])
     said_T = (row.segment_T == k + 2) & (row.loss_mask_T > 0)
     assert row.targets_T[said_T].tolist() == [*BYTES.encode(member.answer), EOS]
+
+
+def test_contexts_are_numbered_by_what_they_say_to_the_last_character():
+  example = lambda prompt: Example(prompt, "a", (), "d", "g", "0")
+  asked = [example(p) for p in ("p\nq", "p\0\nq", "p\nr", "x")]
+  assert rows.contexts(asked, "last_line").tolist() == [0, 1, 0, 2]

@@ -170,10 +170,12 @@ def test_special_tokens_that_are_told_are_kept():
     read(text, {"pad": -1})
 
 
-def leading(first: bool) -> tokenizer_lib.Tokenizer:
+def leading(first: bool, lines: bool = False) -> tokenizer_lib.Tokenizer:
   """As Llama 2 and TinyLlama have it: a text begins with a space, bytes are what is not known."""
   pieces = ["<s>", "</s>", *[f"<0x{i:02X}>" for i in range(256)], "▁", *"abcx:", "ab", "▁ab"]
+  pieces += ["\n", "\n\n"] * lines
   ids, merges = {piece: i for i, piece in enumerate(pieces)}, [("a", "b"), ("▁", "ab")]
+  merges += [("\n", "\n")] * lines
   made = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges, byte_fallback=True))
   if first:
     made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace("▁", "first", split=False)
@@ -198,6 +200,13 @@ def test_what_goes_on_behind_a_text_gets_no_space_of_its_own(first, said):
   # Alone it begins with a space, and one of its own is lost.
   assert made.encode("ab") != made.encode("ab", behind=True)
   assert made.encode("ab") == made.encode(" ab", behind=True)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_text_that_joins_with_one_mark_is_laid_behind_another(first):
+  made = leading(first, lines=True)
+  said = made.encode("\nab", behind=True)
+  assert made.decode([*made.encode("abc:"), *said]) == "abc:\nab"
 
 
 @settings(max_examples=20, deadline=None)

@@ -101,7 +101,8 @@ def curve(metrics: Sequence[dict[str, Any]], prefix: str, title: str) -> Curve |
   y = lambda value: HEIGHT * (1 - (value - low) / ((high - low) or 1.0))
   ink = colours(list(series))
   lines = [
-    Line(name, ink[name], "M" + " L".join(f"{x(s):.1f},{y(v):.1f}" for s, v in points))
+    # A line to where it is already shows one point as a dot.
+    Line(name, ink[name], "M" + " L".join(f"{x(s):.1f},{y(v):.1f}" for s, v in points) + "h0")
     for name, points in series.items()
   ]
   return Curve(title, lines, low, high, int(last))

@@ -34,11 +34,13 @@ def read_results(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of a run's metrics.jsonl, in order; none where there is no such file."""
+  """The lines of a run's metrics.jsonl, in order, but for a last one that is not finished; none
+  where there is no such file."""
   path = folder / "metrics.jsonl"
   if not path.exists():
     return []
   try:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    whole, _, _ = path.read_text("utf-8", "replace").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
   except (OSError, ValueError) as error:
     raise InputError(f"cannot read {path}: {error}") from None

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from iclm import workdir
 from iclm.audit import cost, drawing, files
 from iclm.config import InputError
 from iclm.evals import statistics
@@ -21,6 +22,8 @@ EFFECTS = {
   "knockout": "accuracy when the expert says its mean message, change",
   "force_nats": "nats of the answer when every input is served by one expert, change",
   "knockout_nats": "nats of the answer when the expert says its mean message, change",
+  "swap": "accuracy of one expert's inputs (row) when another one (column) serves them, change",
+  "swap_nats": "nats of the same, change",
 }
 # A run, and those that a study sets beside it, by their folders within its own.
 RUNS = {
@@ -78,11 +81,12 @@ def content(folder: pathlib.Path, examined: pathlib.Path | None) -> dict[str, An
     "effects": _effects(more.get("interventions")),
     "interventions": more.get("interventions"),
     "independence": _pairs(more.get("independence", [])),
+    "worst_domain": more.get("worst_domain"),
     "independence_notes": more.get("independence_notes", []),
     "probes": more.get("probes", {}),
     "routing": routing,
     "map": drawing.prompt_map(routing["map"]) if routing and routing.get("map") else None,
-    "update": results.get("update"),
+    "update": _update(results.get("update")),
     "curves": [c for prefix, title in CURVES if (c := drawing.curve(metrics, prefix, title))],
     "trained": _trained(folder),
     "provenance": results["provenance"],
@@ -107,7 +111,9 @@ def _check_same_run(folder: pathlib.Path, results, examined: pathlib.Path, more)
     ours = theirs = whole = None
   if not whole:
     raise InputError(f"{examined} is not what experiments.evaluate writes; name its --out")
-  if ours != theirs:
+  # The library may have gained keys between the training and the evaluation.
+  now = {workdir.config_sha256(workdir.config_of(p.parent)) for p in folder.glob(workdir.CONFIG)}
+  if theirs not in {ours, *now}:
     raise InputError(f"{examined} is about another run than {folder}: their configs differ")
 
 
@@ -158,13 +164,15 @@ def _routes(name: str, found: dict[str, Any]) -> drawing.Heat:
 
 
 def _effects(found: dict[str, Any] | None) -> list[drawing.Heat]:
-  """Effect matrices, expert x domain."""
+  """Effect matrices, expert x domain, and of swaps expert x expert."""
   heats = []
   for key, title in EFFECTS.items():
     if found is not None and key in found:
       cells = found[key]
       scale = max((abs(x) for row in cells for x in row if x is not None), default=0.0) or 1.0
-      heats.append(drawing.Heat(title, _experts(len(cells)), found["domains"], cells, scale))
+      experts = _experts(len(cells))
+      columns = experts if key.startswith("swap") else found["domains"]
+      heats.append(drawing.Heat(title, experts, columns, cells, scale))
   return heats
 
 
@@ -177,6 +185,13 @@ def _pairs(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     if {(row["value"], row["note"]) for row in mine} == {(None, mine[0]["note"])}:
       found[pair] = [mine[0] | {"estimator": ", ".join(row["estimator"] for row in mine)}]
   return found
+
+
+def _update(found: dict[str, Any] | None) -> dict[str, Any] | None:
+  """The update of a study; by number of examples in their order, whose keys were texts in JSON."""
+  if found is None:
+    return None
+  return found | {"curve": dict(sorted(found.get("curve", {}).items(), key=lambda x: int(x[0])))}
 
 
 def _experts(n: int) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from iclm.config import InputError, check_known
-from iclm.data import acre, mechanisms, raven
+from iclm.data import acre, mechanisms, raven, records
 from iclm.data.records import Example
 
 SEED = 0  # Of every stored data set.
@@ -49,7 +49,7 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     text = tfds.features.Text
-    names = {field.name: text() for field in dataclasses.fields(Example)}
+    names = {name: text() for name in records.FIELDS}
     # Neighbours share a context, so the order is kept.
     return tfds.core.DatasetInfo(
       builder=self,
@@ -63,7 +63,7 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     found = self.examples(split, self.config.sizes[split])
-    return enumerate(map(dataclasses.asdict, found))
+    return enumerate(example.record for example in found)
 
 
 class Acre(ExampleBuilder):

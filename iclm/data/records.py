@@ -12,6 +12,7 @@ from typing import Any
 from iclm.config import InputError
 from iclm.data import chat
 
+FIELDS = "prompt", "answer", "choices", "domain", "group", "id"  # Of a record, as it is stored.
 _EXCERPT = 60  # Characters of a bad line that an error shows.
 _REQUIRED = ("prompt", "answer", "input", "ideal")
 _OPTIONAL = ("choices", "choice_strings", "domain", "group", "id")
@@ -45,6 +46,11 @@ class Example:
   def content(self) -> str:
     """What the prompt asks, without a chat template: what solvers and canonical forms read."""
     return self.plain or self.prompt
+
+  @property
+  def record(self) -> dict[str, Any]:
+    """What a file of records has of it."""
+    return {name: getattr(self, name) for name in FIELDS}
 
 
 def load(

@@ -53,8 +53,9 @@ class Prompts(NamedTuple):
 
 def contexts(examples: Sequence[Example], question: Question) -> Int[np.ndarray, "N"]:
   """Numbers the contexts of examples: those that share one are no independent draws."""
-  shared = [split_prompt(example.prompt, question)[0] for example in examples]
-  return np.unique(shared, return_inverse=True)[1]
+  known: dict[str, int] = {}  # An array of texts would give each the room of the longest.
+  shared = (split_prompt(example.prompt, question)[0] for example in examples)
+  return np.array([known.setdefault(context, len(known)) for context in shared], int)
 
 
 def split_prompt(prompt: str, question: Question) -> tuple[str, str]:

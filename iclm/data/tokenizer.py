@@ -26,7 +26,8 @@ SYMBOLS = r"(?:\p{N}+|\b\p{Lu})[^\p{L}\p{N}]+"
 # and more in a row are a fixed phrase. A symbol of any surface is one token, an instruction is few.
 PHRASES = r"\p{L}+(?:[ ,]+\p{L}+){5,}|\p{N}+|\p{L}+|[,.:;()\[\]]+\s*|\s+|[^\p{L}\p{N}\s,.:;()\[\]]+"
 
-_ANCHOR = "\n"  # What a text is laid behind to see how it goes on.
+# What a text is laid behind to see how it goes on: the first with which it does not join.
+_MARKS = "\n", ":", "a"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Tokenizer:
   @functools.cached_property
   def _leads(self) -> bool:
     """A text that begins is given a space (Llama 2), which one that goes on must not get."""
-    anchor, a = self._ids(_ANCHOR), self._ids("a")
+    anchor, a = self._ids(_MARKS[0]), self._ids("a")
     return self._text([*anchor, *a]) != self._text(anchor) + self._text(a)
 
   @functools.cached_property
@@ -91,14 +92,14 @@ class Tokenizer:
         they spell apart, and no space comes between them. What is the text's own is told by the
         offsets of its tokens behind a mark.
     """
-    unique = list(dict.fromkeys(texts))
-    mark = _ANCHOR if behind and self._leads else ""
-    encodings = self._backend.encode_batch([mark + x for x in unique], add_special_tokens=False)
-    found = {}
-    for text, encoding in zip(unique, encodings, strict=True):
-      own = _own(encoding, len(mark))
-      found[text] = self._ids(text) if own is None else own
-    return found
+    found: dict[str, list[int] | None] = dict.fromkeys(texts)
+    for mark in _MARKS if behind and self._leads else ("",):
+      left = [text for text, own in found.items() if own is None]
+      encodings = self._backend.encode_batch([mark + x for x in left], add_special_tokens=False)
+      found |= {
+        text: _own(encoding, len(mark)) for text, encoding in zip(left, encodings, strict=True)
+      }
+    return {text: self._ids(text) if own is None else own for text, own in found.items()}
 
   def decode(self, ids: Iterable[SupportsInt], behind: bool = False) -> str:
     """Returns the text of the ids; special ones spell nothing.
@@ -108,7 +109,7 @@ class Tokenizer:
     """
     if not (behind and self._leads):
       return self._text(ids)
-    anchor = self._ids(_ANCHOR)
+    anchor = self._ids(_MARKS[0])
     return self._text([*anchor, *ids])[len(self._text(anchor)) :]
 
   def _ids(self, text: str) -> list[int]:

@@ -67,7 +67,7 @@ def _solved(example: Example) -> tuple[str, str] | None:
 
 def _text(subject: Subject, tokens: Sequence[int]) -> str:
   ends = tokens[-1] in subject.tokenizer.end_ids
-  return subject.tokenizer.decode(tokens, behind=True) if ends else ""
+  return subject.tokenizer.decode(tokens[:-1], behind=True) if ends else ""
 
 
 def _score(example: Example, answer: str) -> raven.Score:

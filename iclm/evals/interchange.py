@@ -77,7 +77,16 @@ def interchange(
     for route, x, partner_N in zip(ROUTES, changes, partners.by_route_RN, strict=True):
       row[route] = _row(estimator, x, partner_N >= 0, f"{label}, {route}")
     found[name][kind] = row
-  return found, estimator.notes
+  return found, _of_one(examples) + estimator.notes
+
+
+def _of_one(examples: Sequence[Example]) -> list[str]:
+  """What the kind "any" cannot be, which differs in what differs at all."""
+  return [
+    f"all inputs are of one {name}: so is any other one whose message an input gets"
+    for name in ("domain", "group")
+    if len({getattr(e, name) for e in examples}) == 1
+  ]
 
 
 def _row(

@@ -149,7 +149,9 @@ def flatten(
   axis_2P = axis_KP[:2]
   largest_2 = np.take_along_axis(axis_2P, np.abs(axis_2P).argmax(1)[:, None], axis=1)
   xy_N2 = padded[:n] @ (axis_2P * np.where(largest_2 < 0, -1, 1)).T
-  return xy_N2, size_K[:2] ** 2 / ((size_K**2).sum() or 1.0)
+  share_2 = size_K[:2] ** 2 / ((size_K**2).sum() or 1.0)
+  varies = (size_K**2).sum() > 1e-12 * np.square(emb_NP, dtype=float).sum()  # Beyond rounding.
+  return xy_N2, share_2 if varies else np.zeros(2)
 
 
 def seed_agreement(route_SN: Int[np.ndarray, "S N"]) -> dict[str, Any]:

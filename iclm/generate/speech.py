@@ -33,16 +33,21 @@ class Speech:
   def _read(self, tokens: Sequence[int]) -> None:
     before = len(self.tokens)
     self.tokens = [*self.tokens, *tokens]
-    self.text = self._tokenizer.decode(self.tokens, behind=True)
+    self.text = self._decode(self.tokens)
     if not any(stop in self.text for stop in self._stop) and self._ids.isdisjoint(tokens):
       return
     for n in range(before + 1, len(self.tokens) + 1):
-      text = self._tokenizer.decode(self.tokens[:n], behind=True)
+      text = self._decode(self.tokens[:n])
       met = [text.index(stop) for stop in self._stop if stop in text]
       if met or self.tokens[n - 1] in self._ids:
         self.tokens, self.stopped = self.tokens[:n], True
         self.text = text[: min(met, default=len(text))]
         return
+
+  def _decode(self, tokens: Sequence[int]) -> str:
+    """An end spells nothing, though it need be no special token."""
+    said = [i for i in tokens if i not in self._tokenizer.end_ids]
+    return self._tokenizer.decode(said, behind=True)
 
   def _certain(self) -> int:
     """Characters before what may become a stop string, or another character."""

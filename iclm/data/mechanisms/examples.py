@@ -2,6 +2,7 @@
 
 import random
 import re
+import string
 from collections.abc import Sequence
 
 from iclm.config import check_known
@@ -76,9 +77,8 @@ def paraphrase(prompt: str) -> str | None:
       "operation": rf"(?P<operation>(?:{words})(?: then (?:{words}))*)",
       "sequence": rf"(?P<sequence>(?:{symbol})(?:{re.escape(surface.separator)}(?:{symbol}))*)",
     }
-    # Of text and holes in turn.
-    parts = re.split(r"{(\w+)}", surface.phrasing)
-    pattern = "".join(holes[p] if i % 2 else re.escape(p) for i, p in enumerate(parts))
+    parts = string.Formatter().parse(surface.phrasing)
+    pattern = "".join(re.escape(text) + (holes[hole] if hole else "") for text, hole, _, _ in parts)
     found = re.fullmatch(pattern, prompt)
     if found:
       return surface.paraphrase.format(**found.groupdict())
@@ -89,13 +89,12 @@ def _written(rng: random.Random, task: Task, split: Split, case: Case, name: str
   while True:
     # Distinct symbols: an operation on places then always changes the sequence.
     sequence = rng.sample(range(task.size), rng.choice(split.lengths))
-    if tasks.part_of(sequence) == split.part:
+    meant, said = (apply(x, sequence, task.size) for x in (case.meaning, case.words))
+    # Of what is shifted, only what comes to mean something else.
+    if tasks.part_of(sequence) == split.part and (case.meaning == case.words or meant != said):
       break
   alphabet, separator, phrasing, _ = tasks.surface_of(task, case.surface)
-  shown, answer = (
-    separator.join(alphabet[i] for i in ranks)
-    for ranks in (sequence, apply(case.meaning, sequence, task.size))
-  )
+  shown, answer = (separator.join(alphabet[i] for i in ranks) for ranks in (sequence, meant))
   return Example(
     prompt=phrasing.format(operation=" then ".join(case.words), sequence=shown),
     answer=answer,
