@@ -69,6 +69,8 @@ BAD = {
   "the answer 'a' is not among the choices": PLAIN[:-1] + ', "choices": ["b"]}',
   "a choice stands there twice": PLAIN[:-1] + ', "choices": ["a", "a"]}',
   "'prompt' holds a lone surrogate": '{"prompt": "\\ud800", "answer": "a"}',
+  "the key 'answer' stands there twice": PLAIN[:-1] + ', "answer": "b"}',
+  "there are both 'prompt' and 'input', which": f'{PLAIN[:-1]}, "input": [{MESSAGE}]}}',
   "byte 13 of the line is not UTF-8": b'{"prompt": "\xff", "answer": "a"}',
 }
 

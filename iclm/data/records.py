@@ -136,12 +136,17 @@ def _example(
   text: str, domain: str, name: str, template: chat.Template | None, label: Label
 ) -> Example:
   try:
-    record = json.loads(text)
+    record = json.loads(text, object_pairs_hook=_once)
+  except InputError:
+    raise
   except (ValueError, RecursionError) as error:
     raise InputError(f"malformed JSON ({error})") from None
   if not isinstance(record, dict):
     raise InputError(f"an object was expected, this is a {type(record).__name__}")
   _refuse_misspelt(record)
+  for one, other in (("prompt", "input"), ("answer", "ideal"), ("choices", "choice_strings")):
+    if record.get(one) not in (None, []) and record.get(other) not in (None, []):
+      raise InputError(f"there are both {one!r} and {other!r}, which say the same; give one")
   if "input" in record or ("ideal" in record and "prompt" not in record):
     given = _required(record, "input")
     prompt, plain = (_joined(given, of) for of in (template, None))
@@ -171,6 +176,15 @@ def _example(
     id=_text(record.get("id", name), "id", numbers=True),
     plain="" if plain == prompt else plain,
   )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """An object of JSON whose keys are each given once; the last of two would win in silence."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    raise InputError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+  return found
 
 
 def _required(record: dict[str, Any], key: str) -> Any:
