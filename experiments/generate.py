@@ -29,7 +29,7 @@ def main(flag: flags.FlagValues) -> int:
   out = None if flag.out is None else config.path(flag.out)
   if out is not None:
     outputs.check_can_be_written(out)
-    if flag.prompts is not None and out.exists() and out.samefile(config.path(flag.prompts)):
+    if flag.prompts is not None and out.resolve() == config.path(flag.prompts).resolve():
       raise InputError(f"--out={flag.out} is the file of --prompts, which it would replace")
   folder = config.path(flag.workdir)
   sizes = cli.mesh_of(folder, flag.mesh)

@@ -14,6 +14,7 @@ def check(c: Config) -> None:
   if s.surface not in FORMS:
     if s.surface.startswith("acre"):
       raise InputError(f"config.study.shift.surface = {s.surface!r}: {nearest(s.surface, FORMS)}")
+    _task(c)
     try:
       examples(c, "test", 0)
     except InputError as error:  # Which begins with the key.

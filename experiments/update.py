@@ -166,16 +166,12 @@ def _trains(name: str, expert: int) -> Trains:
 
 def _models(c, folder, trained, plain, expert) -> dict[str, _Model]:
   s, base = c.study.shift, folder / "plain_base"
-  rest = {
-    OURS: ("iclm", trained, folder, s.lr),
-    FULL: ("plain_base", plain, base, s.base_lr),
-    LORA: ("dense_lora", plain, base, s.lora_lr),
-  }
-  return {
-    name: _Model(title, made, before, source, _trains(name, expert), lr)
-    for name, made in _configs(c).items()
-    for title, before, source, lr in (rest[name],)
-  }
+  made = _configs(c)
+  found = {OURS: _Model("iclm", made[OURS], trained, folder, _trains(OURS, expert), s.lr)}
+  for name, title, lr in ((FULL, "plain_base", s.base_lr), (LORA, "dense_lora", s.lora_lr)):
+    if name in made:
+      found[name] = _Model(title, made[name], plain, base, _trains(name, expert), lr)
+  return found
 
 
 def retrain(model: _Model, data: pathlib.Path, n: int, folder: pathlib.Path) -> workdir.Run:

@@ -19,7 +19,6 @@ from iclm.config import InputError
 
 _EVENTS: Any = event_pb2  # Their classes are made at import, where pyright sees none.
 _SUMMARIES: Any = summary_pb2
-_GONE = contextlib.suppress(OSError)  # Of who watches.
 
 
 class Log:
@@ -59,8 +58,7 @@ class Log:
         raise InputError(f"cannot write {self._path.parent}: {error.strerror}") from None
 
   def advance(self) -> None:
-    with _GONE:
-      self._bar.update()
+    self._bar.update()
 
   def train(self, step: int, metrics: Mapping[str, float], tokens_per_step: int) -> None:
     """One line of a training step, with its speed since the last one."""
@@ -73,8 +71,7 @@ class Log:
     wall = {"wall/step_s": step_s, "wall/tokens_per_s": tokens_per_s, "wall/s": now - self._begun}
     self._write(step, {**metrics, **wall})
     told = {"loss": f"{metrics['loss_nats']:.4f}", "tokens/s": f"{tokens_per_s:,.0f}"}
-    with _GONE:
-      self._bar.set_postfix(told)
+    self._bar.set_postfix(told)
     if not self._terminal:
       self.say(
         f"{self._title} step {step}/{self._steps} loss {told['loss']} nats "
@@ -91,8 +88,7 @@ class Log:
 
   def say(self, line: str) -> None:
     """A plain line; above the bar on a terminal."""
-    with _GONE:
-      self._bar.clear()
+    self._bar.clear()
     tell(line, sys.stderr)
 
   def _write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -177,7 +173,7 @@ def tell(line: str, stream: TextIO) -> None:
   try:
     print(line, file=stream, flush=True)
   except OSError:
-    with _GONE:  # Python would try again at its end.
+    with contextlib.suppress(OSError):  # Python would try again at its end.
       os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

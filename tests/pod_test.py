@@ -95,6 +95,7 @@ def test_eight_devices_share_the_work_of_one():
     {"trains.domain": False, "trains.invariant": False},
     {"trains.domain": False, "trains.invariant": False, "trains.base": True},
     {"trains.domain": False, "trains.invariant": False, "experts.kind": "full"},
+    {"trains.domain": False, "trains.invariant": False, "router.kind": "soft"},
     {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0},
   ],
 )

@@ -208,7 +208,11 @@ def test_a_bound_on_what_is_recovered():
     ("experts.rank", 4, "rank 6 .* = 24 is wider"),
     ("study.shift.surface", "acre_txt", "acre_text"),
     ("study.shift.surface", "acre_text", "'light' becomes 'inverted'"),
-    ("data.train.m", base.source(tfds="mechanisms/defalt"), "train.m.tfds = 'defalt' .* 'default'"),
+    (
+      "data.train.m",
+      base.source(tfds="mechanisms/defalt"),
+      r"^the task of config\.data\.train\.m\.tfds = 'defalt' .* 'default'",
+    ),
   ],
 )
 def test_a_shift_that_cannot_be_is_told_before_training(data, key, value, told):  # noqa: F811

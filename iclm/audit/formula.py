@@ -87,14 +87,23 @@ def _streams(c: Config) -> int:
 
 
 def _learn(c: Config) -> bool:
-  """Whether any expert moves; else only the router and the head do, above all streams."""
+  """Whether any expert moves."""
   return c.trains.domain or c.trains.invariant
+
+
+def _backward(c: Config) -> bool:
+  """Whether a gradient passes the streams' layers: to what lies there or below, or to a route that
+  weighs what lies there; the weight of one stream beside others is above them."""
+  r = c.router
+  weighs = compose.is_block(c) or c.topology.kind == "around"
+  routes = c.trains.router and r.straight_through and r.kind in LEARNED and weighs
+  return _learn(c) or c.trains.base or routes
 
 
 def _adapted(c: Config, moved: Collection[str], seen: float, n: int) -> float:
   """Of one layer of a stream, forward and backward with respect to states and weights."""
   m, e = c.model, c.experts
-  backward = _learn(c) or c.trains.base
+  backward = _backward(c)
   if e.kind == "full":  # The gradient of a sum of two matrices is that of either.
     own = e.projections if _learn(c) else ()
     return _layer(c, backward, {*moved, *own}, seen, n)
@@ -106,7 +115,7 @@ def _adapted(c: Config, moved: Collection[str], seen: float, n: int) -> float:
 
 def _products(c: Config) -> int:
   """Operations per parameter of an expert's own: forward, and backward for states and weights."""
-  return 2 * (1 + (_learn(c) or c.trains.base) + _learn(c))
+  return 2 * (1 + _backward(c) + _learn(c))
 
 
 def _messages(c: Config) -> float:

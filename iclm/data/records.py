@@ -13,6 +13,7 @@ from iclm.config import InputError
 from iclm.data import chat
 
 FIELDS = "prompt", "answer", "choices", "domain", "group", "id"  # Of a record, as it is stored.
+_EMPTY = None, []  # Values that say nothing.
 _EXCERPT = 60  # Characters of a bad line that an error shows.
 _REQUIRED = ("prompt", "answer", "input", "ideal")
 _OPTIONAL = ("choices", "choice_strings", "domain", "group", "id")
@@ -145,7 +146,7 @@ def _example(
     raise InputError(f"an object was expected, this is a {type(record).__name__}")
   _refuse_misspelt(record)
   for one, other in (("prompt", "input"), ("answer", "ideal"), ("choices", "choice_strings")):
-    if record.get(one) not in (None, []) and record.get(other) not in (None, []):
+    if record.get(one) not in _EMPTY and record.get(other) not in _EMPTY:
       raise InputError(f"there are both {one!r} and {other!r}, which say the same; give one")
   if "input" in record or ("ideal" in record and "prompt" not in record):
     given = _required(record, "input")
@@ -159,10 +160,8 @@ def _example(
     prompt = plain = _text(_required(record, "prompt"), "prompt", numbers=False)
     key, answer = "answer", _required(record, "answer")
   answer = _text(answer, key, numbers=True)
-  given = [
-    record[key] for key in ("choices", "choice_strings") if record.get(key) not in (None, [])
-  ]
-  choices = _choices(given[0] if given else [], answer)
+  given = (record[key] for key in ("choices", "choice_strings") if record.get(key) not in _EMPTY)
+  choices = _choices(next(given, []), answer)
   if template is not None:
     for said in (answer, *choices):
       template.check(said, f"{key!r} or a choice")

@@ -108,11 +108,10 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, sources, tokenizer, 
     restored = saves.restore(step.abstract_state(c, model, tx, mesh))
     state = restored.state if restored else start.fresh(c, model, tx, mesh, k_init, loader)
     first = n = restored.step if restored else 0
-    past = _Past.of(restored, provenance)
     if c.keeps_prompts:
       known = prompts.keep(c, model, state, mesh, loader, sources, folder)
       loader = dataclasses.replace(loader, rows=assemble.mixed(c, known))
-    scored: dict[str, Any] = {}
+    past, scored = _Past.of(restored, provenance), dict[str, Any]()
     with (
       progress.open_log(folder, first, c.steps, title) as log,
       processes.StopSignals() as signals,
