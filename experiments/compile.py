@@ -80,9 +80,10 @@ def changes(c: Config) -> Iterator[tuple[dict[str, Any], Config]]:
 
   In this order: recompute layers, split the batch into micro-batches, split the base over the
   data axis, split the layers over twice as many devices. Changes that the config cannot take are
-  left out.
+  left out; of all together, where it cannot take them, those that it can by themselves.
   """
   every: dict[str, Any] = {}
+  taken: dict[str, Any] = {}
   per_device = c.batch_size // c.mesh.shares
   more = {"none": ("light", "full"), "light": ("full",), "full": ()}[c.model.remat]
   single: list[dict[str, Any]] = [{"model.remat": kind} for kind in more]
@@ -92,9 +93,11 @@ def changes(c: Config) -> Iterator[tuple[dict[str, Any], Config]]:
     single += [{"mesh.data": c.mesh.data // 2, "mesh.model": 2 * c.mesh.model}]
   for change in single:
     every |= change
-    yield from _changed(c, change)
+    found = list(_changed(c, change))
+    taken |= change if found else {}
+    yield from found
   if len(single) > 1:
-    yield from _changed(c, every)
+    yield from list(_changed(c, every)) or _changed(c, taken)
 
 
 def _changed(c: Config, change: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Config]]:

@@ -209,20 +209,17 @@ def test_a_mesh_must_be_all_of_its_slice():
 
 
 def test_the_search_names_the_first_change_that_fits(monkeypatch):
-  c = tiny(mesh__data=2, accumulate=1, batch_size=8)
-  named = [change for change, _ in command.changes(c)]
-  assert (
-    named
-    == [
-      {"model.remat": "light"},
-      {"model.remat": "full"},
-      {"accumulate": 2},
-      {"accumulate": 4},
-      {"fsdp": True},
-      {"mesh.data": 1, "mesh.model": 2},
-      {"model.remat": "full", "accumulate": 4, "fsdp": True, "mesh.data": 1, "mesh.model": 2},
-    ][: len(named)]
-  )
+  single = [
+    {"model.remat": "light"}, {"model.remat": "full"}, {"accumulate": 2}, {"accumulate": 4},
+    {"fsdp": True},
+  ]  # fmt: skip
+  mesh = {"mesh.data": 1, "mesh.model": 2}
+  together = {"model.remat": "full", "accumulate": 4, "fsdp": True}
+  named = lambda c: [change for change, _ in command.changes(c)]
+  c = tiny(mesh__data=2, accumulate=1, batch_size=8, model__kv_heads=2)
+  assert named(c) == [*single, mesh, together | mesh]
+  c = tiny(mesh__data=2, accumulate=1, batch_size=8)  # One head of keys is not for two devices.
+  assert named(c) == [*single, together]
   fits = lambda s: None if s.config.accumulate == 4 else pod.TooLarge("no", None)
   monkeypatch.setattr(pod, "compiled", fits)
   monkeypatch.setattr(pod, "traced", lambda s: s)
