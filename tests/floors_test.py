@@ -2,6 +2,9 @@
 
 import ast
 import pathlib
+import subprocess
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
@@ -56,3 +59,13 @@ def test_configs_import_ml_collections_and_configs_only():
   for path in (ROOT / "configs").rglob("*.py"):
     for name in imports(path):
       assert name.split(".")[0] in ("ml_collections", "configs"), f"{path} imports {name}"
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout, so nothing is tracked")
+def test_nothing_large_is_tracked():
+  """A wheel once was; the largest thing that belongs here is the demo's parameters."""
+  names = subprocess.run(
+    ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+  ).stdout.split("\0")
+  sizes = {name: (ROOT / name).stat().st_size for name in names if (ROOT / name).is_file()}
+  assert [name for name, size in sizes.items() if size > 2 * 2**20] == []
