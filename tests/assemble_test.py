@@ -19,7 +19,8 @@ def row(text):
 
 
 def test_the_tokenizer_knows_what_comes_late_and_what_comes_in_turns():
-  c = tiny(steps=10, batch_size=10, data__tokenizer__texts=60, data__tokenizer__split="words")
+  few = {"steps": 10, "batch_size": 10, "optimizer__warmup": 1}
+  c = tiny(**few, data__tokenizer__texts=60, data__tokenizer__split="words")
   texts = [("early", "late")[i >= 50] if i % 2 else "odd" for i in range(100)]
   made = assemble.make_tokenizer(c, grain.MapDataset.source(list(map(row, texts))))
   assert [len(made.encode(text)) for text in ("early", "late", "odd")] == [1, 1, 1]

@@ -181,8 +181,8 @@ def test_topologies_that_cannot_be_had_are_told_with_the_nearest():
 
 def test_bad_input_is_told_before_anything_is_compiled(monkeypatch, tmp_path):
   monkeypatch.setattr(pod, "compiled", None)
-  with pytest.raises(InputError, match=r"absent.out\.json: name a file"):
-    asked(out=str(tmp_path / "absent" / "out.json"))
+  with pytest.raises(InputError, match=r"cannot write .*: name a file"):
+    asked(out=str(tmp_path))
   c = sizes.get_config("S")
   for change, told in (
     ({"mesh.data": 3}, "config.batch_size = 8 does not divide .*; 9 does"),
