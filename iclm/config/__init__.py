@@ -1,20 +1,19 @@
 """ConfigDict in, frozen dataclasses out: a stray, missing or contradictory key raises."""
 
 from iclm.config.checks import check
+from iclm.config.data_schema import Data, Source
 from iclm.config.errors import InputError, check_known, nearest, path, require
 from iclm.config.read import difference, from_config_dict, to_dict
 from iclm.config.schema import (
   GIVEN,
   LEARNED,
   Config,
-  Data,
   Loss,
   Mesh,
   Model,
   Optimizer,
   Perturb,
   RopeScaling,
-  Source,
   Trains,
 )
 

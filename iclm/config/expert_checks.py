@@ -3,9 +3,6 @@
 from iclm.config.errors import multiple, require
 from iclm.config.schema import GIVEN, LEARNED, Config
 
-# Of the losses that experts and routers have; that of the domains, group_dro, needs neither.
-WEIGHTS = "beta", "dependence", "aux", "balance", "zloss", "codebook", "commitment"
-
 
 def check(c: Config) -> None:
   """Raises InputError on the first contradiction."""
@@ -127,10 +124,10 @@ def _check_topology(c: Config) -> None:
 def _check_losses(c: Config) -> None:
   """A weight needs the term that it weighs."""
   w, weighed = c.loss, _weighed(c)
-  for name in WEIGHTS:
+  for name, weight in vars(w).items():
     require(
-      getattr(w, name) == 0 or name in weighed,
-      f"config.loss.{name} = {getattr(w, name)} weighs nothing under config.router.kind = "
+      weight == 0 or name in weighed,
+      f"config.loss.{name} = {weight} weighs nothing under config.router.kind = "
       f"{c.router.kind!r}, config.experts.kind = {c.experts.kind!r}; set it to 0",
     )
   require(
@@ -152,12 +149,12 @@ def _check_losses(c: Config) -> None:
 
 
 def _weighed(c: Config) -> set[str]:
-  """The weights whose terms these experts and their router have."""
+  """The weights whose terms these experts and their router have, and that of the domains."""
   if c.experts.kind == "none":
-    return set()
+    return {"group_dro"}
   of_router = {"balance", "zloss"} if c.router.kind in LEARNED else set()
   of_codes = {"codebook", "commitment"} if c.router.kind == "vq" else set()
-  return {"beta", "dependence", "aux"} | of_router | of_codes
+  return {"group_dro", "beta", "dependence", "aux"} | of_router | of_codes
 
 
 def _check_dependence(c: Config) -> None:

@@ -111,7 +111,8 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, sources, tokenizer, 
     if c.keeps_prompts:
       known = prompts.keep(c, model, state, mesh, loader, sources, folder)
       loader = dataclasses.replace(loader, rows=assemble.mixed(c, known))
-    past, scored = _Past.of(restored, provenance), dict[str, Any]()
+    past = _Past.of(restored, provenance)
+    scored: dict[str, Any] = {}
     with (
       progress.open_log(folder, first, c.steps, title) as log,
       processes.StopSignals() as signals,
