@@ -1,5 +1,8 @@
 """The contract of the cache: token by token from a cache equals the whole sequence at once."""
 
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from conftest import VOCAB, build, tiny
 
 from iclm import compose
 from iclm.data.pipeline import Batch
+from iclm.generate import GREEDY, make_decoding
 
 T, PROMPT, SAID = 14, 10, 4  # Slots of a prompt, and tokens that follow it.
 OFF = {"loss__dependence": 0.0, "loss__beta": 0.0}
@@ -62,16 +66,25 @@ def ragged(seed: int = 0, n_rows: int = 6) -> tuple[Batch, Batch, np.ndarray]:
   return prompts, batch(whole_BT, T)._replace(domain_B=prompts.domain_B), n_B
 
 
-def one_token(whole: Batch, at_B: np.ndarray) -> Batch:
-  take = lambda x: jnp.take_along_axis(x, jnp.asarray(at_B)[:, None], axis=1)
+def tokens_at(whole: Batch, first_B: np.ndarray, n: int) -> Batch:
+  at_BN = jnp.asarray(first_B[:, None] + np.arange(n))
+  take = lambda x: jnp.take_along_axis(x, at_BN, axis=1)
   of_tokens = [name for name in Batch._fields if name.endswith("_BT")]
   return whole._replace(**{name: take(getattr(whole, name)) for name in of_tokens})._replace(
-    prompt_mask_BT=jnp.zeros((len(at_B), 1), bool)
+    prompt_mask_BT=jnp.zeros(at_BN.shape, bool)
   )
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_token_by_token_gives_the_logits_of_the_whole(name):
+# One by one; and several at a time, of one model with each kind of pass.
+ASKED = [(name, (1,) * SAID) for name in MODELS] + [
+  (name, chunks)
+  for name in ("residual", "no trunk", "around", "plain")
+  for chunks in ((2, 1, 1), (1, 3))
+]
+
+
+@pytest.mark.parametrize(("name", "chunks"), ASKED)
+def test_token_by_token_gives_the_logits_of_the_whole(name, chunks):
   model, params = build(tiny(**MODELS[name]))
   prompts, whole, n_B = ragged()
   n_rows = len(n_B)
@@ -82,8 +95,24 @@ def test_token_by_token_gives_the_logits_of_the_whole(name):
   first = output.routing
   if first is not None and first.index_B.ndim == 1:
     assert len(set(first.index_B.tolist())) > 1  # Routes are mixed.
-  for i in range(SAID):
-    output = model.apply(params, one_token(whole, n_B + i), cache=output.cache)
-    got = np.asarray(output.logits_BTV)[:, 0]
-    np.testing.assert_allclose(got, right[np.arange(n_rows), n_B + i], atol=1e-4)
+  for i, n in zip(np.cumsum((0, *chunks)), chunks, strict=False):
+    output = model.apply(params, tokens_at(whole, n_B + i, n), cache=output.cache)
+    at_BN = n_B[:, None] + i + np.arange(n)
+    wanted = right[np.arange(n_rows)[:, None], at_BN]
+    np.testing.assert_allclose(output.logits_BTV, wanted, atol=1e-4)
   assert int(output.cache.used) == PROMPT + SAID
+
+
+@pytest.mark.parametrize("name", ["residual", "no trunk", "plain"])
+def test_a_token_is_said_without_a_copy_of_what_was_read(name):
+  # With one head of keys for all, the CPU's compiler writes before it reads, and copies.
+  model, params = build(tiny(**MODELS[name], model__kv_heads=2))
+  prompts, _, n_B = ragged()
+  left_B, key_B = np.full(len(n_B), SAID, np.int32), jax.random.split(jax.random.key(0), len(n_B))
+  given = GREEDY, compose.NOTHING, -1
+  decoding = make_decoding(model)
+  decoded, _ = decoding.prefill(params, prompts, left_B, key_B, *given, room=SAID)
+  program = decoding.decode.lower(params, decoded, *given, SAID - 1).compile().as_text()
+  shapes = {"f32[" + ",".join(map(str, x.shape)) + "]" for x in jax.tree.leaves(decoded.cache.past)}
+  copies = re.findall(r"= (f32\[[0-9,]+\])\S* copy\(", program)
+  assert shapes and shapes.isdisjoint(copies)

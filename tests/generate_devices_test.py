@@ -21,7 +21,7 @@ def error(made):
   output = apply(made.placed, place(prompts), cache=compose.empty_cache(8, c.T))
   errors = [np.asarray(output.logits_BTV)[rows_B, n_B - 1] - right_BTV[rows_B, n_B - 1]]
   for i in range(2):
-    output = apply(made.placed, place(c.one_token(whole, n_B + i)), cache=output.cache)
+    output = apply(made.placed, place(c.tokens_at(whole, n_B + i, 1)), cache=output.cache)
     errors.append(np.asarray(output.logits_BTV)[:, 0] - right_BTV[rows_B, n_B + i])
   return float(np.abs(errors).max())
 

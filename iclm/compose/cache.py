@@ -27,6 +27,8 @@ class Cache(NamedTuple):
   Attributes:
     past: pass through layers -> of each layer (k_NHCK, v_NHCK), N rows of it; {} when nothing was
       read. A layer's arrays lie apart, because a loop over a stack of them would copy each.
+    last: the same of the token read last, which goes into `past` when the next one is read: a loop
+      that wrote it behind its readers would copy all of `past`, twice, for every token.
     segment_BC: of the token in each slot, as in `Batch`; 0 is padding, or free.
     position_BC: of the token in each slot, as in `Batch`.
     used: slots that are taken.
@@ -34,6 +36,7 @@ class Cache(NamedTuple):
   """
 
   past: dict[str, Any]
+  last: dict[str, Any]
   segment_BC: Int[Array, "B C"]
   position_BC: Int[Array, "B C"]
   used: Int[Array, ""]
@@ -44,14 +47,16 @@ def empty(n_inputs: int, n_slots: int) -> Cache:
   """A cache of nothing. Writing more than `n_slots` tokens into it is not noticed."""
   # Two arrays, since a donated cache may hold no buffer twice.
   segment_BC, position_BC = (jnp.zeros((n_inputs, n_slots), jnp.int32) for _ in range(2))
-  return Cache({}, segment_BC, position_BC, jnp.zeros((), jnp.int32), None)
+  return Cache({}, {}, segment_BC, position_BC, jnp.zeros((), jnp.int32), None)
 
 
 class Passes:
   """Runs layers of a base; under a cache each named pass attends to its own past."""
 
   def __init__(self, pin: Callable[[Array], Array], cache: Cache | None):
-    self.pin, self._cache, self._own = pin, cache, {}
+    self.pin, self._cache, self._own, self._past = pin, cache, {}, {}
+    if cache is not None and cache.past:
+      self._past = _put(cache.past, cache.last, cache.used - 1, axis=2)
 
   @property
   def has_cache(self) -> bool:
@@ -61,7 +66,7 @@ class Passes:
     """The states of `run(past=...)`; a pass without a name is not remembered."""
     if self._cache is None or name is None:
       return self.pin(run())
-    x_BTD, self._own[name] = run(past=self._cache.past.get(name, ()))
+    x_BTD, self._own[name] = run(past=self._past.get(name, ()))
     return self.pin(x_BTD)
 
   def join(self, name: str, last: str) -> None:
@@ -91,19 +96,23 @@ class Passes:
     held, used = self._cache, self._cache.used
     n_new = batch.segment_BT.shape[1]
     n_free = held.segment_BC.shape[1] - n_new
-    put = lambda old, new, axis: jax.lax.dynamic_update_slice_in_dim(
-      old, new.astype(old.dtype), used, axis
-    )
     own = {name: _layers(stack) for name, stack in self._own.items()}
-    if held.past:
-      past = jax.tree.map(lambda old, new: put(old, new, 2), held.past, own)
-    else:
+    last = jax.tree.map(lambda new: new[:, :, -1:], own)
+    if not held.past:
       free = ((0, 0), (0, 0), (0, n_free), (0, 0))
       past = jax.tree.map(lambda new: jnp.pad(new, free), own)
+    else:
+      past = self._past if n_new == 1 else _put(self._past, own, used, axis=2)
     kept = None if routed is None else routed._replace(losses={})
-    segment_BC = put(held.segment_BC, batch.segment_BT, 1)
-    position_BC = put(held.position_BC, batch.position_BT, 1)
-    return Cache(past, segment_BC, position_BC, used + n_new, kept)
+    segment_BC = _put(held.segment_BC, batch.segment_BT, used, axis=1)
+    position_BC = _put(held.position_BC, batch.position_BT, used, axis=1)
+    return Cache(past, last, segment_BC, position_BC, used + n_new, kept)
+
+
+def _put(held: Any, new: Any, at: Array, axis: int) -> Any:
+  """`held` with `new` from slot `at` on, in every array."""
+  put = jax.lax.dynamic_update_slice_in_dim
+  return jax.tree.map(lambda old, new: put(old, new.astype(old.dtype), at, axis), held, new)
 
 
 def _layers(stack: Any) -> tuple[Any, ...]:
