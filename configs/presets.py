@@ -46,7 +46,7 @@ def tiny() -> config_dict.ConfigDict:
 
 
 def small() -> config_dict.ConfigDict:
-  """0.5M parameters: the reference run."""
+  """0.9M parameters with 1,024 words: the reference run."""
   return _shape(3, 128, 4, 4, 344)
 
 
@@ -61,7 +61,7 @@ def bench_medium() -> config_dict.ConfigDict:
 
 
 def base_10m() -> config_dict.ConfigDict:
-  """11M parameters, 22 MiB in bfloat16: small enough to lie in a repository."""
+  """11M parameters, 20 MiB in bfloat16: small enough to lie in a repository."""
   return _shape(8, 320, 5, 5, 860, dtype="bfloat16")
 
 

@@ -7,7 +7,8 @@ Suites, each with the figures that it writes under "figures":
   train    growth_32_over_2 (step time of the last over the first number of experts, with FLOPs),
            over_all_k (tokens/s over `compute="all"`, beside the floor that FLOPs set),
            over_plain_lora (step time over a plain LoRA step on 2B rows plus a frozen forward on B,
-           by number of experts), and of the first number with half of the layers as trunk
+           by number of experts), and of the first number with half of the layers as trunk, and
+           kept_prompts (step time with what the router reads kept, over reading it again)
   loss     loss_share: bottleneck and dependence, of a whole step
   block    growth and over_gathered: step time of block adapters, which every expert's input goes
            through (router.gradient="all"), over the first number of experts, and over gathered ones

@@ -1,7 +1,7 @@
 """How every command starts and ends: flags, one sentence for bad input, exit codes.
 
 0 done   1 a run of a sweep or a step of gcloud failed, or a bug   2 bad input
-3 the run stopped itself   4 another process of the run was lost, resumable
+3 the run stopped itself, or a step does not fit   4 another process of the run was lost, resumable
 143 interrupted, resumable
 """
 
@@ -87,6 +87,7 @@ def _outcome(main: Callable[[], int | None]) -> tuple[int, bool]:
 
 def define_run() -> None:
   """The flags of a command that reads a trained run."""
+  flags.disclaim_key_flags()  # --help lists them with the command's own.
   flags.DEFINE_string("workdir", None, "The folder of a trained run.")
   flags.DEFINE_string("step", None, "Its checkpoint: a number, or best. None: the newest good one.")
   flags.DEFINE_string("mesh", None, "Devices for data, experts, model: 8x1x1. None: the run's own.")

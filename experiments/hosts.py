@@ -53,6 +53,7 @@ class Place:
 
 def define() -> None:
   """The flags of a command that runs as several processes."""
+  flags.disclaim_key_flags()  # --help lists them with the command's own.
   flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for a run of several processes.")
   flags.DEFINE_integer("processes", 0, "How many processes the run has; with --coordinator.")
   flags.DEFINE_integer("process", -1, "Which of them this is, from 0; with --coordinator.")

@@ -10,7 +10,7 @@ Arrays end in their dimension letters (`x_BTD`, `w_EDF`, `route_BE`):
 Streams are always in the order of `STREAMS`.
 """
 
-# Logical axes: what a dimension means. `sharding.RULES` says where each one lives on the mesh.
+# Logical axes: what a dimension means. `sharding.rules` says where each one lives on the mesh.
 BATCH = "batch"
 EMBED = "embed"
 MLP = "mlp"

@@ -200,7 +200,6 @@ def run(*argv, module="experiments.train"):
   return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ("argv", "told"),
   [
@@ -230,6 +229,16 @@ def test_bad_input_is_one_sentence_and_exit_code_2(argv, told, tmp_path):
   assert len(errors) == 1 and re.search(told, errors[0]), done.stderr
   assert "Traceback" not in done.stderr
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("module", "named"),
+  [("train", ("config", "workdir", "processes")), ("evaluate", ("workdir", "data", "step"))],
+)
+def test_help_lists_every_flag_of_a_command(module, named):
+  told = run("--help", module=f"experiments.{module}").stdout
+  for flag in named:
+    assert f"--{flag}: " in told
 
 
 def test_a_full_disk_while_logging_is_told(data, tmp_path, monkeypatch):  # noqa: F811

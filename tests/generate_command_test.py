@@ -121,7 +121,6 @@ def test_out_without_a_prompt_no_run_and_an_empty_file_are_told(whole, tmp_path)
     asked(whole[0], prompts=str(empty))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ("flag", "told"), [("--top_p=0", "top_p = 0"), ("--do_rout=1", "do_rout"), ("--top_k=x", "top_k")]
 )

@@ -10,7 +10,7 @@ That is the topology `parallel`; for the other one see `iclm.compose.around`.
 
 Source: Gendron et al. 2024 (arXiv 2402.02636), section 3. Deviations: one base and gathered
 adapters instead of K + 2 models; the router never sees answer or padding; messages are stochastic
-and metered; `residual` is ours (DESIGN of the project: a fresh model is its base bitwise).
+and metered; `residual` is ours: under it a fresh model is its base bitwise.
 """
 
 from iclm.compose.cache import Cache

@@ -23,7 +23,8 @@ def build(config: Config, vocab_size: int, mesh: Mesh | None = None) -> Model:
 
   Args:
     vocab_size: ids of the tokenizer.
-    mesh: rows are pinned to it where given; without one the compiler is free.
+    mesh: rows of a model with experts are pinned to it; else, and without one, the compiler is
+      free.
 
   Raises:
     InputError: the tokenizer has more ids than the embedding has rows (`config.model.vocab_size`).

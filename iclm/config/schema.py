@@ -139,7 +139,7 @@ class Dependence:
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """Weights of the terms; the answer's cross-entropy has weight 1."""
+  """Weights of the terms; the answer's cross-entropy, or that by domain, has weight 1."""
 
   beta: float  # Rate of the messages, per nat.
   dependence: float

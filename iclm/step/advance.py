@@ -47,7 +47,8 @@ def train_step(
 
   Returns:
     metrics: every loss term raw and weighted, with its unit as suffix; gradient norms per group;
-      per expert usage under `usage/e`. All float32 scalars.
+      per expert usage under `usage/e`; what the router and its temperature do, and how often
+      updates were skipped. All scalars, float32 but for counts.
   """
   key, k_revive = jax.random.split(jax.random.fold_in(key, state.step))
   r = config.router

@@ -53,18 +53,18 @@ def fresh(c: Config, model: compose.Model, tx, mesh, key, loader: pipeline.Loade
 
 def _take(mine: Any, theirs: Any, where: str) -> Any:
   """The other run's parameters, part by part; parts that it lacks stay as they are."""
-  for name in mine.keys() & theirs.keys():
-    for (path, a), (_, b) in zip(
-      jax.tree.leaves_with_path(mine[name]), jax.tree.leaves_with_path(theirs[name]), strict=False
-    ):
+  both = mine.keys() & theirs.keys()
+  for name in sorted(both):
+    if jax.tree.structure(mine[name]) != jax.tree.structure(theirs[name]):
+      raise InputError(f"config.checkpoint.init_from = {where!r}: its {name} has other parts")
+    leaves = jax.tree.leaves_with_path(mine[name]), jax.tree.leaves(theirs[name])
+    for (path, a), b in zip(*leaves, strict=True):
       if a.shape != b.shape:
         raise InputError(
           f"config.checkpoint.init_from = {where!r}: {name}{jax.tree_util.keystr(path)} has shape "
           f"{b.shape} there and {a.shape} here"
         )
-    if jax.tree.structure(mine[name]) != jax.tree.structure(theirs[name]):
-      raise InputError(f"config.checkpoint.init_from = {where!r}: its {name} has other parts")
-  return mine | {name: theirs[name] for name in mine.keys() & theirs.keys()}
+  return mine | {name: theirs[name] for name in both}
 
 
 def _fit_prototypes(c: Config, model, mesh, state: step.TrainState, key, loader: pipeline.Loader):
