@@ -28,6 +28,9 @@ N_REFERENCE = 512  # Training examples whose messages stand in for those knocked
 def main(flag: flags.FlagValues) -> int:
   out, folder = config.path(flag.out), config.path(flag.workdir)
   outputs.check_can_be_written(out)
+  for name in flag.data:
+    if config.path(name).resolve() == out.resolve():
+      raise InputError(f"--out={flag.out} is a file of --data, which it would replace")
   sizes = cli.mesh_of(folder, flag.mesh)
   template = workdir.template_of(folder)
   data = workdir.config_of(folder).data

@@ -7,13 +7,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from iclm import outputs, workdir
-from iclm.audit import files
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import cli
+from iclm import config, inputs, outputs, workdir
 from iclm.audit.sweep import DONE, FAILED
 from iclm.config import InputError
+
+LOOK_S = 1.0  # Between two looks whether another process still trains a run.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,34 +35,54 @@ class Job:
   @property
   def command(self) -> list[str]:
     """The command line that trains it."""
+    of_file, *keys = self._flags
+    train = [sys.executable, "-m", "experiments.train", of_file]
+    return [*train, f"--workdir={self.folder}", *keys]
+
+  @property
+  def _flags(self) -> list[str]:
     keys = [f"--config.{key}={value}" for key, value in self.changes.items()]
-    train = [sys.executable, "-m", "experiments.train", f"--config={self.config_file}"]
-    return [*train, f"--workdir={self.folder}", *keys, f"--config.seed={self.seed}"]
+    return [f"--config={self.config_file}", *keys, f"--config.seed={self.seed}"]
 
   @property
   def done(self) -> bool:
     """A mark, not results.json, which a study adds to. It tells what was run.
 
     Raises:
-      InputError: that was another run.
+      InputError: that was another run, by its mark or by its config.
     """
     path = self.folder / DONE
     if not path.exists():
       return False
-    there = files.read_json(path, "a sweep's own mark")
+    there = inputs.read_object(path, f"there is no {path}")
     for key in {**there, **self._told}:
       theirs, mine = (told.get(key, "that of the config") for told in (there, self._told))
       if theirs != mine:
-        raise InputError(
-          f"{self.folder} holds a finished run whose {key} is {theirs}, and here it is {mine}; "
-          "choose another --workdir"
-        )
+        self._refuse(f"whose {key} is {theirs}, and here it is {mine}")
+    if (self.folder / workdir.CONFIG).exists():
+      old = inputs.read_object(self.folder / workdir.CONFIG, f"there is no config in {self.folder}")
+      changed = config.difference(old, self._config(), workdir.FREE)
+      if changed is not None:
+        self._refuse(f"of another {self.config_file}: {changed} here")
     return True
+
+  def _refuse(self, told: str) -> NoReturn:
+    raise InputError(f"{self.folder} holds a finished run {told}; choose another --workdir")
+
+  def _config(self) -> dict[str, Any]:
+    """The config as `experiments.train` would read it today."""
+    holder, argv = flags.FlagValues(), [sys.argv[0], *self._flags]
+    config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=argv)
+    try:
+      holder(argv)
+    except (flags.Error, OSError, *cli.BROKEN) as error:
+      raise InputError(f"{self.config_file} is no config: {cli.sentence(error)}") from None
+    return config.to_dict(config.from_config_dict(holder["config"].value))
 
   def stands_in(self, folder: pathlib.Path) -> bool:
     """Whether a folder holds this very run, finished."""
     path = folder / DONE
-    return path.exists() and files.read_json(path, "a sweep's own mark") == self._told
+    return path.exists() and inputs.read_object(path, f"there is no {path}") == self._told
 
   def mark(self) -> None:
     """Says that the run came to its end."""
@@ -125,6 +151,7 @@ def run(jobs: Sequence[Job], n_at_a_time: int, tries: int, children: Children) -
 
 def _attempt(job: Job, tries: int, children: Children) -> bool:
   for _ in range(tries):
+    _await_others(job, children)
     if children.stopped:
       return False
     outputs.make_folder(job.folder)
@@ -139,3 +166,14 @@ def _attempt(job: Job, tries: int, children: Children) -> bool:
   if not children.stopped:
     (job.folder / FAILED).touch()
   return False
+
+
+def _await_others(job: Job, children: Children) -> None:
+  """Returns when nobody else trains the run: what a killed launcher has left lives on."""
+  if not workdir.is_held(job.folder):
+    return
+  print(
+    f"{job.system}/{job.folder.name}: another process trains it; waiting for its end", flush=True
+  )
+  while workdir.is_held(job.folder) and not children.stopped:
+    time.sleep(LOOK_S)

@@ -26,7 +26,12 @@ def main() -> int:
 
   if harness.NAME not in MODEL_REGISTRY:
     register_model(harness.NAME)(harness.Harness)
-  cli_evaluate()
+  try:
+    cli_evaluate()
+  except ValueError as error:
+    if not str(error).startswith("Tasks not found"):
+      raise
+    raise InputError(f"{error}; `lm_eval ls tasks` lists them, --include_path adds more") from None
   return 0
 
 

@@ -132,7 +132,7 @@ def jobs_of(
       raise InputError(f"--override={text} must be key=value, such as steps=100")
   last = dict(text.split("=", 1) for text in overrides)
   for name in sweep.systems:
-    if "/" in name:
+    if not name or "/" in name:
       raise InputError(f"system {name!r} is no name of a folder, in which its runs are to lie")
   if tuning.FOLDER in sweep.systems:
     raise InputError(f"no system can be called {tuning.FOLDER!r}: that folder holds the trials")

@@ -89,6 +89,11 @@ def compare(
   found |= {"baselines": there, "baselines_missing": missing, "runs": origins(jobs)}
   if missing:
     print(f"the best baseline is chosen without {', '.join(missing)}, which have no finished run")
+  asked = {job.seed for job in jobs if job.system != sweep.base}
+  shared = found["chosen_with_seeds"]
+  if asked - set(shared):
+    told = ", ".join(map(str, shared))
+    print(f"the best baseline is chosen with seeds {told} alone: a baseline lacks the others")
   outputs.write_json(folder / "comparison.json", found)
   sets = list(table[found["baseline"]])
   title = f"Difference to {found['baseline']}, the best baseline on {sweep.chosen_on}; * p < 0.05"

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from iclm import compose, config, optim, outputs, processes, sharding, step
+from iclm import compose, config, inputs, optim, outputs, processes, sharding, step
 from iclm.checkpoints import Checkpoints
 from iclm.config import Config, InputError
 from iclm.data import chat
@@ -82,19 +82,34 @@ def claim(workdir: pathlib.Path, c: Config) -> Iterator[None]:
   with locked(workdir):
     path, mine = workdir / CONFIG, config.to_dict(c)
     if processes.of_first(path.exists()):  # Asked before any process writes it.
-      found = config.difference(_read_json(path), mine, FREE)
+      found = config.difference(_told(workdir), mine, FREE)
       if found is not None:
         raise InputError(
           f"{workdir} holds another config's run: {found} here; choose another --workdir"
         )
     outputs.write_json(path, mine)
-    found = config.difference(_read_json(path), mine, FREE[-1:])
+    found = config.difference(_told(workdir), mine, FREE[-1:])
     if found is not None:
       raise InputError(
         f"process {jax.process_index()} was started with another config than process 0: {found} "
         "here; give every process the same flags"
       )
     yield
+
+
+def is_held(workdir: pathlib.Path) -> bool:
+  """Whether some process trains in the folder right now."""
+  path = workdir / LOCK
+  if not path.exists():
+    return False
+  with path.open() as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return True
+    except OSError:  # A file system without locks: whoever trains says so.
+      return False
+  return False
 
 
 @contextlib.contextmanager
@@ -126,17 +141,13 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def _read_json(path: pathlib.Path) -> Any:
-  try:
-    return json.loads(path.read_text())
-  except FileNotFoundError:
-    near = sorted(p.parent.name for p in path.parent.parent.glob(f"*/{path.name}"))
-    raise InputError(
-      f"{path.parent} is no run's workdir: it holds no {path.name}; "
-      + config.nearest(path.parent.name, near)
-    ) from None
-  except (OSError, ValueError) as error:
-    raise InputError(f"cannot read {path}: {error}") from None
+def _told(workdir: pathlib.Path) -> Any:
+  """What a run's config.json holds."""
+  near = sorted(path.parent.name for path in workdir.parent.glob(f"*/{CONFIG}"))
+  hint = f"; {config.nearest(workdir.name, near)}" if near else ""
+  lacks = f"it holds no {CONFIG}" if workdir.is_dir() else "there is no such folder"
+  absent = f"{workdir} is no run's workdir: {lacks}{hint}"
+  return inputs.read_json(workdir / CONFIG, absent)
 
 
 def config_of(workdir: pathlib.Path) -> Config:
@@ -145,7 +156,7 @@ def config_of(workdir: pathlib.Path) -> Config:
   Raises:
     InputError: there is no run, or not with the keys of today.
   """
-  return config.from_config_dict(_read_json(workdir / CONFIG))
+  return config.from_config_dict(_told(workdir))
 
 
 def load_run(workdir: pathlib.Path, sizes: config.Mesh | None = None, at: At | None = None) -> Run:

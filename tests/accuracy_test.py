@@ -65,6 +65,13 @@ def test_choices_are_compared_by_likelihood(tok):
   assert summary["rate_nats"] == {"invariant": 0.5, "domain": 0.5}
 
 
+def test_of_likelihoods_that_are_nan_none_is_chosen(tok):
+  (yes,), (no,) = tok.encode("u"), tok.encode("v")
+  scorer = scorer_of({yes: np.nan, no: np.nan}, {yes, tok.eos_id})
+  scores, _ = score(tok, [example("u", ("u", "v")), example("v", ("u", "v"))], scorer)
+  assert scores.correct_N.tolist() == [False, False]
+
+
 def test_without_choices_every_token_must_be_the_argmax(tok):
   x, y = tok.encode("x y")[0], tok.encode("x y")[-1]
   both = {*tok.encode("x y"), tok.eos_id}

@@ -75,6 +75,12 @@ def test_evaluate_examines_what_it_is_asked_to(whole, data, tmp_path):  # noqa: 
   assert set(found["probes"]) == {"invariant", "domain"} and "risk" in found["worst_domain"]
 
 
+def test_the_results_do_not_replace_the_data(whole, tmp_path):  # noqa: F811
+  path = write(tmp_path / "a.jsonl", {"prompt": "From 0,1 do sort:", "answer": "0"})
+  with pytest.raises(InputError, match="is a file of --data, which it would replace"):
+    asked(whole[0], path, path)
+
+
 def test_what_is_examined_of_a_file_is_drawn_and_not_its_head():
   records = list(range(1000))
   drawn = evaluate._sample(records, 100, seed=0)

@@ -49,6 +49,16 @@ def test_only_common_seeds_are_paired_and_what_is_undefined_says_why():
   assert row["p_holm"] is None
 
 
+def test_the_baseline_is_chosen_on_seeds_that_all_of_them_have():
+  # On seed 0, which both have, strong is .8 and weak .85; over all of its own strong is .9.
+  less = TABLE | {"weak": {s: {0: 0.85} for s in TABLE["weak"]}}
+  found = comparison.compare(less, ("weak", "strong"), "val", level=0.95)
+  assert (found["baseline"], found["chosen_with_seeds"]) == ("weak", [0])
+  none = less | {"weak": {s: {9: 0.85} for s in TABLE["weak"]}}
+  with pytest.raises(InputError, match="weak, strong share no seed on 'val'"):
+    comparison.compare(none, ("weak", "strong"), "val", level=0.95)
+
+
 def test_a_baseline_that_is_not_there_is_named():
   with pytest.raises(InputError, match=r"no finished run of 'stron'.*'strong'"):
     comparison.best_of(TABLE, ("stron",), "val")

@@ -9,7 +9,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
   ("axes", "config"),
-  ("nn", "routing", "information", "losses", "optim", "sharding", "manifest", "processes"),
+  (
+    *("nn", "routing", "information", "losses", "optim", "sharding"),
+    *("inputs", "manifest", "processes"),
+  ),
   ("experts", "data", "outputs", "progress"),
   ("compose",),
   ("step", "checkpoints", "hf", "generate"),

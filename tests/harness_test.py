@@ -188,6 +188,8 @@ def test_the_command(whole, tasks, tmp_path):  # noqa: F811
   assert found["local_rolling"]["bits_per_byte,none"] > 0
   assert found["local_answer"]["exact_match,none"] >= 0
 
+  bad = command("--model_args", f"workdir={whole[0]}", "--tasks", "local_choise")
+  assert bad.returncode == 2 and "error: Tasks not found: local_choise; " in bad.stderr
   bad = command("--model_args", "end=True", *more)
   assert bad.returncode == 2 and "must name the folder of a run" in bad.stderr
   bad = command("--model_args", f"workdir={tmp_path / 'none'}", *more)

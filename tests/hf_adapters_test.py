@@ -232,6 +232,16 @@ def test_a_config_that_names_its_modules_otherwise(told, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, got.layers, want.layers)
 
 
+def test_a_projection_may_be_left_out_of_those_that_are_named(tmp_path):
+  c, _, params = start()
+  old = hf.adapter_of(c, params, 0)
+  without = lambda tensors: {key: x for key, x in tensors.items() if "k_proj" not in key}
+  folder = edited(tmp_path, {"exclude_modules": ["k_proj"]}, without)
+  found, golden = (hf.load_adapter(f, c, old, None).layers for f in (folder, GOLDEN / PEFT))
+  np.testing.assert_array_equal(found["q"]["b"], golden["q"]["b"])
+  assert golden["k"]["b"].any() and not found["k"]["b"].any()
+
+
 def test_projections_without_a_place_and_broken_files(tmp_path):
   c, _, params = start(experts__projections=("q", "v"))
   with pytest.raises(InputError, match=r"adapts \w+, and config\.experts\.projections = "):

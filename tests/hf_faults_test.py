@@ -100,6 +100,18 @@ def test_config_and_weights_that_disagree(folder):
   refused(folder, told, model_of(GOLDEN / "llama_sharded"))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_tensor_that_is_not_finite(folder, value):
+  name = holding(folder, SHARD, "proj.weight")
+
+  def spoil(held):
+    held[name] = np.array(held[name])
+    held[name][1, 2] = value
+
+  rewrite(folder, SHARD, spoil)
+  refused(folder, rf"{SHARD}: tensor {name} is not finite")
+
+
 def test_a_dtype_that_is_not_read(folder):
   name = holding(folder, SHARD, "weight")
   rewrite(folder, SHARD, lambda held: held.update({name: held[name].astype(np.int8)}))
@@ -136,7 +148,7 @@ def test_pickles_and_empty_folders(tmp_path):
   (tmp_path / "pytorch_model.bin").write_bytes(b"")
   refused(tmp_path, "pytorch_model.bin is pickled, and never read", model)
   (tmp_path / "model.safetensors.index.json").write_text("[]")
-  refused(tmp_path, "is no index of safetensors files", model)
+  refused(tmp_path, "is no index of safetensors files: it has no weight_map", model)
   with pytest.raises(InputError, match=r"holds no config\.json"):
     hf.read_model(tmp_path / "nowhere")
 

@@ -133,7 +133,7 @@ def test_of_open_answers_the_determined_part_counts_and_other_data_have_another_
   part = {"determined": {"n": 6, "accuracy": 0.75, "ceiling": 1.0}}
   for job, digest in zip(jobs, ("a" * 64, "b" * 64), strict=True):
     job.folder.mkdir()
-    made = {"data": {"sets_sha256": {"test": digest, "open": "c" * 64}}}
+    made = {"commit": "abc", "data": {"sets_sha256": {"test": digest, "open": "c" * 64}}}
     results = {"sets": {"test": whole, "open": whole | part}, "train_s": 1, "provenance": made}
     (job.folder / "results.json").write_text(json.dumps(results))
     job.mark()
@@ -162,6 +162,43 @@ def test_a_finished_run_of_other_changes_is_not_taken_for_this_one(tmp_path):
     InputError, match=r"whose optimizer\.lr is that of the config, and here .* 1;"
   ):
     running.run(jobs("optimizer.lr=1"), 1, 1, running.Children())
+
+
+def test_a_finished_run_of_a_config_that_was_edited_since_is_not_taken_for_this_one(tmp_path):
+  path = tmp_path / "c.py"
+  text = "import sys\nsys.path.insert(0, {root!r})\nfrom configs import quickstart\n"
+  text += "def get_config():\n  c = quickstart.get_config()\n  c.log_every = {n}\n  return c\n"
+  path.write_text(text.format(root=str(ROOT), n=7))
+  job = running.Job("a", 1, tmp_path / "run", str(path), {"steps": 90})
+  job.folder.mkdir()
+  (job.folder / "config.json").write_text(json.dumps(job._config()))
+  job.mark()
+  assert job.done and (job._config()["steps"], job._config()["seed"]) == (90, 1)
+  path.write_text(text.format(root=str(ROOT), n=8))
+  with pytest.raises(
+    InputError, match=r"run of another .*c\.py: config\.log_every is 7 there and 8"
+  ):
+    assert job.done
+  path.write_text("x = y\n")
+  with pytest.raises(InputError, match=r"c\.py is no config: name 'y' is not defined"):
+    assert job.done
+
+
+def test_a_run_that_another_process_still_trains_is_waited_for(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(running, "LOOK_S", 0.01)
+  job = Fake("a", 0, tmp_path / "0", "", {})
+  job.folder.mkdir()
+  with workdir.locked(job.folder):
+    timer = threading.Timer(0.5, lambda: (tmp_path / "late").touch())
+    timer.start()
+    monkeypatch.setattr(running.workdir, "is_held", lambda folder: not (tmp_path / "late").exists())
+    assert running.run([job], 1, 1, running.Children()) == [] and job.done
+  assert "a/0: another process trains it; waiting for its end" in capsys.readouterr().out
+  monkeypatch.undo()
+  assert not workdir.is_held(job.folder)
+  with workdir.locked(job.folder):
+    assert workdir.is_held(job.folder)
+  assert not workdir.is_held(tmp_path)
 
 
 class Slow(running.Job):

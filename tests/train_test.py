@@ -147,9 +147,9 @@ def test_prototypes_that_no_router_has_used_are_fitted(data, tmp_path):
 
 
 def test_a_start_that_is_not_there_claims_no_folder(data, tmp_path):
-  for source in (tmp_path / "absent", tmp_path):
-    with pytest.raises(InputError, match=r"is no run's workdir: it holds no config\.json"):
-      fit(tmp_path / "run", data, **{"checkpoint.init_from": str(source)})
+  for source, told in (("absent", "there is no such folder"), (".", r"it holds no config\.json")):
+    with pytest.raises(InputError, match=f"is no run's workdir: {told}"):
+      fit(tmp_path / "run", data, **{"checkpoint.init_from": str(tmp_path / source)})
   assert not (tmp_path / "run").exists()
 
 

@@ -1,34 +1,26 @@
 """What a page reads of a run's folder."""
 
 import json
+import math
 import pathlib
 from typing import Any
 
+from iclm import inputs
 from iclm.config import InputError
-
-
-def read_json(path: pathlib.Path, wanted: str) -> Any:
-  """The content of a JSON file.
-
-  Args:
-    wanted: what to name instead, told where there is no such file.
-
-  Raises:
-    InputError: there is no such file, or it is no JSON.
-  """
-  try:
-    return json.loads(path.read_text())
-  except FileNotFoundError:
-    raise InputError(f"there is no {path}; {wanted}") from None
-  except (OSError, ValueError) as error:
-    raise InputError(f"cannot read {path}: {error}") from None
 
 
 def read_results(folder: pathlib.Path) -> dict[str, Any]:
   """The results.json of a finished run."""
   path = folder / "results.json"
-  results = read_json(path, "name the folder of a complete run, or of a sweep")
-  if not isinstance(results, dict) or not results.keys() >= {"sets", "train_s", "provenance"}:
+  absent = f"there is no {path}; name the folder of a complete run, or of a sweep"
+  results = inputs.read_json(path, absent)
+  try:
+    whole = "commit" in results["provenance"] and "train_s" in results
+    sets = results["sets"].values()
+    whole &= all(math.isfinite(one["accuracy"] + one["n"]) and "by_group" in one for one in sets)
+  except (AttributeError, KeyError, TypeError):
+    whole = False
+  if not whole:
     raise InputError(f"{path} is not what experiments.train writes; name the folder of a run")
   return results
 
@@ -41,6 +33,9 @@ def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
     return []
   try:
     whole, _, _ = path.read_text("utf-8", "replace").rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
+    lines = [json.loads(line) for line in whole.splitlines()]
   except (OSError, ValueError) as error:
     raise InputError(f"cannot read {path}: {error}") from None
+  if not all(isinstance(line, dict) and "step" in line for line in lines):
+    raise InputError(f"{path} holds a line that is no object with a step")
+  return lines

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from iclm import workdir
+from iclm import inputs, workdir
 from iclm.audit import cost, drawing, files
 from iclm.config import InputError
 from iclm.evals import statistics
@@ -63,7 +63,7 @@ class Trained(NamedTuple):
 def content(folder: pathlib.Path, examined: pathlib.Path | None) -> dict[str, Any]:
   """All that the template of a run's page reads; see `iclm.audit.report.render`."""
   results = files.read_results(folder)
-  more = {} if examined is None else files.read_json(examined, ASK)
+  more = {} if examined is None else inputs.read_json(examined, f"there is no {examined}; {ASK}")
   if examined is not None:
     _check_same_run(folder, results, examined, more)
   metrics = files.read_metrics(folder)
@@ -87,6 +87,7 @@ def content(folder: pathlib.Path, examined: pathlib.Path | None) -> dict[str, An
     "routing": routing,
     "map": drawing.prompt_map(routing["map"]) if routing and routing.get("map") else None,
     "update": _update(results.get("update")),
+    "skipped": next((m["skipped"] for m in reversed(metrics) if m.get("skipped")), 0),
     "curves": [c for prefix, title in CURVES if (c := drawing.curve(metrics, prefix, title))],
     "trained": _trained(folder),
     "provenance": results["provenance"],

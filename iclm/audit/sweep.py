@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from iclm import inputs
 from iclm.audit import cost, drawing, files
 from iclm.config import InputError
 from iclm.evals import determined, statistics
@@ -100,7 +101,7 @@ def _runs(folder: pathlib.Path) -> list[Run]:
   there = sorted((path.parent.name, int(path.name)) for path in _seeds(folder))
   plan = {"systems": [s for s, _ in there], "seeds": [seed for _, seed in there]}
   if (folder / PLAN).exists():
-    plan = files.read_json(folder / PLAN, "")
+    plan = inputs.read_json(folder / PLAN, f"there is no {folder / PLAN}")
     lists = isinstance(plan, dict) and [plan.get(name) for name in ("systems", "seeds")]
     if not lists or not all(isinstance(x, list) for x in lists):
       raise InputError(f"{folder / PLAN} is not what experiments.sweep writes; remove it")
@@ -113,7 +114,7 @@ def _run(folder: pathlib.Path, system: str, seed: int) -> Run:
   state = "unfinished" if at.exists() else "not started"
   state = next((mark for mark in (DONE, FAILED) if (at / mark).exists()), state)
   begun = (at / "config.json").exists()
-  config = files.read_json(at / "config.json", "") if begun else {}
+  config = inputs.read_json(at / "config.json", f"there is no config in {at}") if begun else {}
   log = (at / "log.txt").read_text(errors="replace") if (at / "log.txt").exists() else ""
   return Run(
     system,
@@ -142,8 +143,9 @@ def titles(results: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
   Args:
     results: what each run wrote as its results.json.
   """
-  hashes = [{name: r["provenance"]["data"]["sets_sha256"][name] for name in r["sets"]}
-            for r in results]  # fmt: skip
+  told = [r["provenance"].get("data", {}).get("sets_sha256", {}) for r in results]
+  hashes = [{name: of.get(name, "") for name in r["sets"]}
+            for r, of in zip(results, told, strict=True)]  # fmt: skip
   count = collections.Counter(name for name, _ in {pair for h in hashes for pair in h.items()})
   title = lambda name, digest: name if count[name] == 1 else f"{name} ({digest[:8]})"
   return [{name: title(name, digest) for name, digest in h.items()} for h in hashes]

@@ -19,7 +19,7 @@ import jinja2.nodes
 import jinja2.sandbox
 import jinja2.utils
 
-from iclm import config
+from iclm import config, inputs
 from iclm.config import InputError
 
 TEMPLATE, ABOUT, TOKENIZER = "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"
@@ -175,14 +175,7 @@ def _text(path: pathlib.Path) -> str:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-  text = _text(path)
-  try:
-    found = json.loads(text)
-  except ValueError as error:
-    raise InputError(f"{path}: is no JSON, and a chat template needs it: {error}") from None
-  if not isinstance(found, dict):
-    raise InputError(f"{path}: an object was expected, this is a {type(found).__name__}")
-  return found
+  return inputs.read_object(path, f"there is no {path}, and a chat template needs it")
 
 
 def _spelling(value: Any) -> str | None:

@@ -72,5 +72,5 @@ def id_of(backend: tokenizers.Tokenizer, name: str, token: str | int | None) -> 
   found = ids.get(token) if isinstance(token, str) else token
   if token is not None and found not in ids.values():
     near = config.nearest(str(token), of(backend))
-    raise InputError(f"the tokenizer has no token {token!r}, which is named as its {name}; {near}.")
+    raise InputError(f"the tokenizer has no token {token!r}, which is named as its {name}; {near}")
   return found

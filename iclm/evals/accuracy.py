@@ -158,7 +158,8 @@ def _per_example(examples, items, sums: _Sums, n_truncated: int) -> Scores:
        for f, e in zip(first, examples, strict=True)]
     )  # fmt: skip
     chooses = np.array([bool(e.choices) for e in examples])
-    return np.where(chooses, best == right, hit_M[right])
+    # Where likelihoods are NaN nothing is chosen.
+    return np.where(chooses, (best == right) & ~np.isnan(logp_M[right]), hit_M[right])
 
   alone = [correct(*pair) for pair in zip(sums.alone_logp_AM, sums.alone_hit_AM, strict=True)]
   return Scores(

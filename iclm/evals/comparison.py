@@ -13,18 +13,22 @@ OOD_MEAN = "mean out of distribution"
 Table = Mapping[str, Mapping[str, Mapping[int, float]]]  # System -> set -> seed -> accuracy.
 
 
-def best_of(table: Table, systems: Sequence[str], chosen_on: str) -> str:
-  """The system with the highest mean over seeds on a set; the first of several.
+def best_of(table: Table, systems: Sequence[str], chosen_on: str) -> tuple[str, list[int]]:
+  """The system with the highest mean on a set, the first of several, and the seeds of that mean:
+  those that all of the systems have.
 
   Raises:
-    InputError: a system or the set is not in the table.
+    InputError: a system or the set is not in the table, or the systems share no seed.
   """
   for system in systems:
     if system not in table:
       raise InputError(f"there is no finished run of {system!r}; {nearest(system, table)}")
     if chosen_on not in table[system]:
       raise InputError(f"{system!r} has no set {chosen_on!r}; {nearest(chosen_on, table[system])}")
-  return max(systems, key=lambda s: np.mean(list(table[s][chosen_on].values())))
+  shared = sorted(set.intersection(*(set(table[s][chosen_on]) for s in systems)))
+  if not shared:
+    raise InputError(f"{', '.join(systems)} share no seed on {chosen_on!r} to be compared on")
+  return max(systems, key=lambda s: np.mean([table[s][chosen_on][i] for i in shared])), shared
 
 
 def compare(
@@ -43,27 +47,28 @@ def compare(
     level: coverage of the intervals, in (0, 1).
 
   Returns:
-    baseline: its name. systems: name -> set -> mean, ci, n, and unless it is the baseline:
-    difference, difference_ci, n_pairs, p, p_holm; None where undefined, and why in `note` of the
-    mean and `difference_note`.
+    baseline: its name, and chosen_with_seeds: those of `best_of`. systems: name -> set -> mean, ci,
+    n, and unless it is the baseline: difference, difference_ci, n_pairs, p, p_holm; None where
+    undefined, and why in `note` of the mean and `difference_note`.
 
   Raises:
     InputError: see `best_of`.
   """
-  best = best_of(table, baselines, chosen_on)
+  best, seeds = best_of(table, baselines, chosen_on)
   found: dict[str, Any] = {}
   for system, sets in table.items():
-    rows = {name: _mean(seeds, level) for name, seeds in sets.items()}
+    rows = {name: _mean(each, level) for name, each in sets.items()}
     if system != best:
       paired = {name: s for name, s in sets.items() if name in table[best]}
-      for name, seeds in paired.items():
-        rows[name] |= _difference(seeds, table[best][name], level)
+      for name, ours in paired.items():
+        rows[name] |= _difference(ours, table[best][name], level)
       columns = [name for name in paired if name not in (chosen_on, OOD_MEAN)]
       adjusted = statistics.holm([rows[name]["p"] for name in columns])
       for name, p in zip(columns, adjusted, strict=True):
         rows[name]["p_holm"] = p
     found[system] = rows
-  return {"baseline": best, "chosen_on": chosen_on, "level": level, "systems": found}
+  chosen = {"baseline": best, "chosen_on": chosen_on, "chosen_with_seeds": seeds}
+  return chosen | {"level": level, "systems": found}
 
 
 def with_mean(table: Table, sets: Sequence[str]) -> dict[str, dict[str, dict[int, float]]]:

@@ -240,7 +240,8 @@ def _notes(figures: dict[str, Any], domain_N: np.ndarray, domains: Sequence[str]
   found = {
     "no input reaches expert " + ", ".join(idle): idle,
     "no input is of domain " + ", ".join(absent): absent,
-    "nmi is undefined: all inputs are of one domain": figures["nmi"] is None,
+    "all inputs are of one domain: nmi is undefined, and purity and ece say nothing":
+      figures["nmi"] is None,
     "one expert serves every input: stability and purity say nothing":
       len(idle) == len(figures["usage"]) - 1,
     "stability is unknown: no paraphrases were routed": figures["stability"] is None,

@@ -148,7 +148,8 @@ def check_agreement(model: config.Model, folder: pathlib.Path) -> None:
       mine = {name: getattr(mine, name) for name in theirs}
     if mine != theirs and key != "context":  # Of the inputs, not of the weights.
       raise InputError(
-        f"config.model.{key} = {mine!r} does not agree with {folder / CONFIG}, which has {theirs!r}"
+        f"config.model.{key} = {mine!r} does not agree with {folder / CONFIG}, which has "
+        f"{theirs!r}; c.model.update(hf.read_model(folder)) in the config takes all from there"
       )
 
 

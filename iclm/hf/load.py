@@ -153,9 +153,16 @@ def _tensor(
     if key not in read:
       found = tensors.read(name, span[::-1] if transposed else span)
       read[key] = np.ascontiguousarray(found.T if transposed else found, np.float32)
+      _check_finite(tensors.found[name].file, name, read[key])
     return read[key]
 
   return jax.make_array_from_callback(shape, place, part)
+
+
+def _check_finite(file: pathlib.Path, name: str, value: np.ndarray) -> None:
+  # NaN is the least and the greatest; a mask of what is finite would take memory.
+  if value.size and not (np.isfinite(value.min()) and np.isfinite(value.max())):
+    raise InputError(f"{file}: tensor {name} is not finite; no answer of such a base is one")
 
 
 def _check_tied(model: config.Model, tensors: files.Tensors) -> None:

@@ -45,8 +45,9 @@ def check(told: Reader, found: Collection[str], layer_of: dict[str, int]) -> Non
         "out"
       )
     raise InputError(f"{told.path}: no tensor adapts {module}, which {MODULES} and {LAYERS} name")
+  left_out = [module for module in layer_of if _ends(module, excluded or [])]
   for name in modules:
-    if not any(_ends(module, [name]) for module in found):
+    if not any(_ends(module, [name]) for module in (*found, *left_out)):
       raise InputError(f"{told.path}: no tensor adapts {name}, which {MODULES} names")
   for layer in sorted(layers or ()):
     if layer not in {layer_of[module] for module in found}:

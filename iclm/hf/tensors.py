@@ -107,10 +107,13 @@ def _files(folder: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:
       names = files.setdefault(folder / file, [])
       assert names is not None
       names.append(name)
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    if isinstance(error, InputError):
-      raise
-    raise InputError(f"{index} is no index of safetensors files: {error!r}") from None
+  except InputError:
+    raise
+  except (OSError, ValueError) as error:
+    raise InputError(f"{index} is no index of safetensors files: {error}") from None
+  except (KeyError, TypeError, AttributeError):
+    told = "it has no weight_map, from the names of tensors to those of files"
+    raise InputError(f"{index} is no index of safetensors files: {told}") from None
   return files
 
 

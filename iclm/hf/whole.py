@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import safetensors
 
-from iclm import config
+from iclm import config, inputs
 from iclm.config import InputError
 
 
@@ -40,20 +40,9 @@ def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def read_json(path: pathlib.Path, maker: str) -> dict[str, Any]:
-  """The object that a file of a folder of `maker` holds.
-
-  Raises:
-    InputError: there is no such file, or it is no JSON object.
-  """
-  try:
-    given = json.loads(path.read_text("utf-8"))
-  except FileNotFoundError:
-    raise InputError(f"{path.parent} holds no {path.name}; name a folder of {maker}") from None
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path} cannot be read as JSON: {error}") from None
-  if not isinstance(given, dict):
-    raise InputError(f"{path} must hold one JSON object, not {type(given).__name__}")
-  return given
+  """The object that a file of a folder of `maker` holds; see `inputs.read_object`."""
+  absent = f"{path.parent} holds no {path.name}; name a folder of {maker}"
+  return inputs.read_object(path, absent)
 
 
 class Reader(NamedTuple):
