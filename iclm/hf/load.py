@@ -162,7 +162,7 @@ def _tensor(
 def _check_finite(file: pathlib.Path, name: str, value: np.ndarray) -> None:
   # NaN is the least and the greatest; a mask of what is finite would take memory.
   if value.size and not (np.isfinite(value.min()) and np.isfinite(value.max())):
-    raise InputError(f"{file}: tensor {name} is not finite; no answer of such a base is one")
+    raise InputError(f"{file}: tensor {name} is not finite")
 
 
 def _check_tied(model: config.Model, tensors: files.Tensors) -> None:
