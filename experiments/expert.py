@@ -23,7 +23,6 @@ from absl import flags
 from experiments import cli
 from iclm import axes, config, hf, outputs, workdir
 from iclm.config import InputError
-from iclm.hf import whole
 
 MAX_BYTES = 4 * 2**30  # Of a file of an exported base.
 BASE, RUN = "base", "run"
@@ -89,7 +88,7 @@ def _export_run(run: workdir.Run, source: pathlib.Path, out: pathlib.Path, dtype
   c, results = run.config, source / workdir.RESULTS
   told = workdir.meta(c, run.tokenizer) | {"dtype": dtype}
   state = jax.tree.map(lambda x: x.astype(dtype), run.params)
-  with whole.folder(out) as beside:
+  with outputs.folder(out) as beside:
     if results.exists():
       shutil.copyfile(results, beside / workdir.RESULTS)
     (beside / workdir.PARAMS).mkdir()  # From here on its checkpoints are those of an exported run.
@@ -121,7 +120,7 @@ def _put(flag: flags.FlagValues, run: workdir.Run, state, expert, out: pathlib.P
   if c.bottleneck.kind != "none":
     print(f"expert {expert} keeps its message head: what it says goes through that")
   state = state._replace(params=hf.into(run.params, expert, read.layers))
-  with whole.folder(out) as beside:
+  with outputs.folder(out) as beside:
     _write(beside, run, state, workdir.meta(c, run.tokenizer))
 
 

@@ -1,19 +1,22 @@
-"""Files that are written whole or not at all, by one process of a run, and seen by all."""
+"""Files and folders written whole or not at all: files by one process of a run, seen by all."""
 
 import contextlib
 import json
 import os
 import pathlib
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import safetensors
 
-from iclm import processes
+from iclm import config, processes
 from iclm.config import InputError
 
 VISIBLE_S = 60  # A network file system may show what another host wrote this late.
+STILL_WRITING_S = 10  # How long threads of a writer that failed may go on.
 
 
 def make_folder(path: pathlib.Path) -> None:
@@ -77,6 +80,38 @@ def _write(path: pathlib.Path, text: str) -> None:
     with contextlib.suppress(OSError):
       beside.unlink(missing_ok=True)
     raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder beside `path`, which takes its name once it is filled.
+
+  Raises:
+    InputError: `path` exists and is not an empty folder, or cannot be written.
+  """
+  path = config.path(path)
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise InputError(f"{path} exists already; name a folder that does not")
+  beside = path.parent / f".{path.name}.{os.getpid()}"
+  try:
+    beside.mkdir(parents=True)
+    yield beside
+    if path.exists():
+      path.rmdir()
+    beside.rename(path)
+  except (OSError, safetensors.SafetensorError) as error:
+    why = getattr(error, "strerror", None) or error
+    raise InputError(f"cannot write {path}: {why}") from None
+  finally:
+    _clear(beside)
+
+
+def _clear(folder: pathlib.Path) -> None:
+  """Removes it, and what the threads of a writer that failed put there while it goes."""
+  until = time.monotonic() + STILL_WRITING_S
+  while folder.exists() and time.monotonic() < until:
+    shutil.rmtree(folder, ignore_errors=True)
+    time.sleep(0.2)
 
 
 def check_can_be_written(path: pathlib.Path) -> None:

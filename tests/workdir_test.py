@@ -1,8 +1,10 @@
 """A folder belongs to one run."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -73,6 +75,22 @@ def test_files_are_replaced_whole(tmp_path):
   outputs.write_json(path, {"a": 1})
   outputs.write_json(path, {"a": 2})
   assert json.loads(path.read_text()) == {"a": 2} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_failed_goes_though_a_thread_of_its_writer_still_writes(tmp_path):
+  def go_on(folder):
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+      with contextlib.suppress(OSError):  # Its folder is going.
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "part").write_text("x")
+
+  with pytest.raises(InputError, match="cannot write"), outputs.folder(tmp_path / "new") as new:
+    thread = threading.Thread(target=go_on, args=(new / "checkpoint",))
+    thread.start()
+    raise OSError
+  thread.join()
+  assert not list(tmp_path.iterdir())
 
 
 def test_provenance_names_what_made_a_run():

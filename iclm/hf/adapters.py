@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array
 from safetensors.numpy import save_file
 
-from iclm import axes, config
+from iclm import axes, config, outputs
 from iclm.config import Config, InputError
-from iclm.hf import names, targets, whole
+from iclm.hf import names, objects, targets
 from iclm.hf import tensors as files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -150,10 +150,10 @@ def save_adapter(
     "fan_in_fan_out": False,
     "inference_mode": True,
   }
-  with whole.folder(folder) as beside:
+  with outputs.folder(folder) as beside:
     metadata = {"format": "pt", BASE: base_sha256}
     save_file(held, beside / WEIGHTS, metadata=metadata)
-    whole.write_json(beside / CONFIG, told)
+    objects.write_json(beside / CONFIG, told)
 
 
 def load_adapter(
@@ -186,21 +186,21 @@ def load_adapter(
     layers = _read_layers(folder, tensors, told, c, old)
     adapted = {match[1] for match in map(_TENSOR.fullmatch, tensors.found) if match}
   layer_of = {names.module(name, i): i for name in names.MODULES for i in range(c.model.layers)}
-  targets.check(whole.Reader(folder / CONFIG, told), adapted, layer_of)
+  targets.check(objects.Reader(folder / CONFIG, told), adapted, layer_of)
   return Read(layers, theirs, told.get("base_model_name_or_path"))
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:
   """The config of an adapter that is nothing but LoRA."""
   path = folder / CONFIG
-  told = whole.read_json(path, "peft")
+  told = objects.read_json(path, "peft")
   for key, value in ({"peft_type": None} | told).items():
     only = _ONLY.get(key)
     if key in _TOLD or (only is None and not value) or (only is not None and value in only):
       continue
     can = f"only {', '.join(map(repr, only))} is" if only else "an expert cannot express it"
     raise InputError(f"{path}: {key} = {value!r} is not supported; {can}")
-  said = whole.Reader(path, told)
+  said = objects.Reader(path, told)
   said.size("r")
   said.number("lora_alpha")
   for key in sorted(_FLAGS & told.keys()):
@@ -211,7 +211,7 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
 def _read_layers(
   folder: pathlib.Path, tensors: files.Tensors, told: dict[str, Any], c: Config, old: Adapter
 ) -> dict[str, dict[str, np.ndarray]]:
-  path, strength = folder / WEIGHTS, targets.strengths(whole.Reader(folder / CONFIG, told))
+  path, strength = folder / WEIGHTS, targets.strengths(objects.Reader(folder / CONFIG, told))
   if not tensors.found:
     raise InputError(f"{path} holds no tensor: there is no adapter in it")
   layers = {

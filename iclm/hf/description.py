@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from iclm import config
 from iclm.config import InputError
-from iclm.hf import whole
-from iclm.hf.whole import Reader
+from iclm.hf import objects
+from iclm.hf.objects import Reader
 
 CONFIG = "config.json"
 
@@ -70,7 +70,7 @@ def is_folder(folder: str | pathlib.Path) -> bool:
   """Whether this is a folder of `transformers`, at fault or not: its config.json says so."""
   path = config.path(folder) / CONFIG
   return path.is_file() and not {"architectures", "model_type"}.isdisjoint(
-    whole.read_json(path, "transformers")
+    objects.read_json(path, "transformers")
   )
 
 
@@ -85,7 +85,7 @@ def read_model(folder: str | pathlib.Path) -> dict[str, Any]:
       not supported (the nearest one is named), or it asks for what our decoder has not.
   """
   path = config.path(folder) / CONFIG
-  given = whole.read_json(path, "transformers")
+  given = objects.read_json(path, "transformers")
   family = FAMILIES[_architecture(path, given)]
   said = Reader(path, family.absent | given)
   for key, only in _ONLY.items():

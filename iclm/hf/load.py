@@ -14,7 +14,7 @@ from iclm import config
 from iclm.config import InputError
 from iclm.data import chat, tokenizer
 from iclm.data.tokenizer import Tokenizer
-from iclm.hf import description, names, whole
+from iclm.hf import description, names, objects
 from iclm.hf import tensors as files
 
 GENERATION = "generation_config.json"
@@ -88,7 +88,9 @@ def _specials(folder: pathlib.Path) -> dict[str, Any]:
   """bos, eos and pad as the tokenizer's config names them, else the model's, by id; and the other
   ids at which the model ends an answer."""
   paths = folder / chat.ABOUT, folder / description.CONFIG, folder / GENERATION
-  about, model, spoken = (whole.read_json(p, "transformers") if p.is_file() else {} for p in paths)
+  about, model, spoken = (
+    objects.read_json(p, "transformers") if p.is_file() else {} for p in paths
+  )
   told: dict[str, Any] = {}
   for name in ("bos", "eos", "pad"):
     token, ids = about.get(f"{name}_token"), model.get(f"{name}_token_id")

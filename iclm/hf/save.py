@@ -16,11 +16,11 @@ from jaxtyping import Array
 from safetensors.numpy import save_file
 from tokenizers import processors
 
-from iclm import config
+from iclm import config, outputs
 from iclm.config import InputError
 from iclm.data import chat
 from iclm.data.tokenizer import Tokenizer
-from iclm.hf import description, names, whole
+from iclm.hf import description, names, objects
 from iclm.hf import tensors as files
 from iclm.hf.adapters import Adapter, merged
 
@@ -62,11 +62,11 @@ def save_base(
   boxed = names.abstract(model, vocab_size)
   parameters = names.parameters(model, boxed)
   _check_same(params, parameters)
-  with whole.folder(folder) as beside:
+  with outputs.folder(folder) as beside:
     _write_tensors(beside, _parts(params, parameters, model, adapter), jnp.dtype(dtype), max_bytes)
     if tokenizer is not None:
       told |= _write_tokenizer(beside, tokenizer)
-    whole.write_json(beside / description.CONFIG, told)
+    objects.write_json(beside / description.CONFIG, told)
 
 
 def base_sha256(params: Any, model: config.Model) -> str:
@@ -152,7 +152,7 @@ def _write_tensors(
     weight_map |= dict.fromkeys(held, file)
   if len(groups) > 1:
     about = {"total_size": sum(map(size, parts))}
-    whole.write_json(folder / files.INDEX, {"metadata": about, "weight_map": weight_map})
+    objects.write_json(folder / files.INDEX, {"metadata": about, "weight_map": weight_map})
 
 
 def _write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, An
   if tokenizer.ends:
     ids["eos"] = list(tokenizer.end_ids)
   about = {"tokenizer_class": "PreTrainedTokenizerFast"}
-  whole.write_json(folder / "tokenizer_config.json", about | named)
+  objects.write_json(folder / "tokenizer_config.json", about | named)
   return {f"{name}_token_id": i for name, i in ids.items()}
 
 

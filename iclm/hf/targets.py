@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from iclm.config import InputError
-from iclm.hf.whole import Reader
+from iclm.hf.objects import Reader
 
 MODULES, EXCLUDED, LAYERS = "target_modules", "exclude_modules", "layers_to_transform"
 

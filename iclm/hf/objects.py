@@ -1,42 +1,12 @@
-"""Folders that are there whole, or not at all, and the JSON objects in them."""
+"""The JSON objects of a folder of transformers or peft, read and written."""
 
-import contextlib
 import json
-import os
 import pathlib
-import shutil
 import sys
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import safetensors
-
-from iclm import config, inputs
+from iclm import inputs
 from iclm.config import InputError
-
-
-@contextlib.contextmanager
-def folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder beside `path`, which takes its name once it is filled.
-
-  Raises:
-    InputError: `path` exists and is not an empty folder, or cannot be written.
-  """
-  path = config.path(path)
-  if path.exists() and (not path.is_dir() or any(path.iterdir())):
-    raise InputError(f"{path} exists already; name a folder that does not")
-  beside = path.parent / f".{path.name}.{os.getpid()}"
-  try:
-    beside.mkdir(parents=True)
-    yield beside
-    if path.exists():
-      path.rmdir()
-    beside.rename(path)
-  except (OSError, safetensors.SafetensorError) as error:
-    why = getattr(error, "strerror", None) or error
-    raise InputError(f"cannot write {path}: {why}") from None
-  finally:
-    shutil.rmtree(beside, ignore_errors=True)
 
 
 def read_json(path: pathlib.Path, maker: str) -> dict[str, Any]:
