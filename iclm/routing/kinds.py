@@ -90,12 +90,9 @@ def route(
   wish = _KINDS[kind](_Seen(emb_BP, prototypes_EP, scale, key, hash_B, domain_B))
   index_B = _pick(wish.pick_BE, enabled_E, swap_E)
   logits_BE = _redirect(wish.logits_BE, enabled_E, swap_E)
-  hard_BE = jax.nn.one_hot(index_B, logits_BE.shape[-1])
-  if kind in _MIXED:
-    weights_BE = jax.nn.softmax(logits_BE / tau)
-  else:
-    soft_BE = jax.nn.softmax(_redirect(wish.pick_BE, enabled_E, swap_E) / tau)
-    weights_BE = _forward_backward(hard_BE, soft_BE)
+  weights_BE = jax.nn.softmax(_redirect(wish.pick_BE, enabled_E, swap_E) / tau)
+  if kind not in _MIXED:
+    weights_BE = _forward_backward(jax.nn.one_hot(index_B, logits_BE.shape[-1]), weights_BE)
   if not straight_through:
     weights_BE = jax.lax.stop_gradient(weights_BE)
   if route_B is not None:
@@ -104,10 +101,10 @@ def route(
     weights_BE = jnp.where((route_B >= 0)[..., None], forced_BE, weights_BE)
   belief_BE = jax.lax.stop_gradient(jax.nn.softmax(logits_BE))
   confidence_B = jnp.take_along_axis(belief_BE, index_B[..., None], axis=-1)[..., 0]
-  score_B = jnp.zeros(index_B.shape)
+  score_B, losses = jnp.zeros(index_B.shape), {}
   if kind in LEARNED:
     score_B = jax.lax.stop_gradient(jnp.sqrt(distance(emb_BP, prototypes_EP).min(-1)))
-  losses = _losses(wish, row_mask_B) if kind in LEARNED else {}
+    losses = _losses(wish, row_mask_B)
   return Routing(logits_BE, weights_BE, index_B, confidence_B, score_B, losses)
 
 

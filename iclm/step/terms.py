@@ -41,13 +41,7 @@ def loss(params, batch: Batch, key, n_tokens, *, config: Config, model: compose.
   """Weighted total of one micro-batch, with (metrics, Seen). `n_tokens`: counted per micro-batch
   on average, so that the mean over micro-batches is the mean over the batch. Of the state, it goes
   by the step and by the weights of the domains."""
-  params = {
-    name: part if getattr(config.trains, name) else jax.lax.stop_gradient(part)
-    for name, part in params.items()
-  }
-  if not config.trains.lower:
-    lower = {name: params["base"][name] for name in optim.LOWER if name in params["base"]}
-    params |= {"base": params["base"] | jax.lax.stop_gradient(lower)}
+  params = _without_frozen_gradients(config, params)
   k_apply, k_dependence = jax.random.split(key)
   # Folded, not split: without perturbations, the draws of all else are what they were.
   do = compose.perturb(config, len(batch.tokens_BT), jax.random.fold_in(key, 2), state.step)
@@ -88,14 +82,25 @@ def loss(params, batch: Batch, key, n_tokens, *, config: Config, model: compose.
   loss, metrics = losses.total(terms, weights)
   hit = (output.logits_BTV.argmax(-1) == at.targets_BC) & (at.mask_BC > 0)
   metrics |= extra | {"loss_nats": loss, "token_accuracy": hit.sum() / jnp.maximum(n_tokens, 1)}
-  seen = None
-  if output.routing is not None:
-    seen = _seen(config, output, batch, do)
-  return loss, (metrics, seen)
+  return loss, (metrics, _seen(config, output, batch, do))
 
 
-def _seen(config: Config, output: compose.Output, batch: Batch, do: compose.Intervention) -> Seen:
+def _without_frozen_gradients(config: Config, params):
+  params = {
+    name: part if getattr(config.trains, name) else jax.lax.stop_gradient(part)
+    for name, part in params.items()
+  }
+  if not config.trains.lower:
+    lower = {name: params["base"][name] for name in optim.LOWER if name in params["base"]}
+    params |= {"base": params["base"] | jax.lax.stop_gradient(lower)}
+  return params
+
+
+def _seen(config: Config, output: compose.Output, batch: Batch, do: compose.Intervention):
+  """Returns a Seen; None without experts."""
   routed: Any = output.routing
+  if routed is None:
+    return None
   index_B, mask_B = routed.index_B, batch.prompt_mask_BT.any(axis=1)
   if config.router.level == "token":
     mask_B = batch.segment_BT > 0
