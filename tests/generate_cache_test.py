@@ -83,24 +83,36 @@ ASKED = [(name, (1,) * SAID) for name in MODELS] + [
 ]
 
 
-@pytest.mark.parametrize(("name", "chunks"), ASKED)
-def test_token_by_token_gives_the_logits_of_the_whole(name, chunks):
-  model, params = build(tiny(**MODELS[name]))
+def of_whole_and_cached(changes, chunks):
+  """The logits of prompts' last tokens and of those that follow, [B, 1 + SAID, V], both ways."""
+  model, params = build(tiny(**changes))
   prompts, whole, n_B = ragged()
-  n_rows = len(n_B)
-  right = np.asarray(model.apply(params, whole).logits_BTV)
-  output = model.apply(params, prompts, cache=compose.empty_cache(n_rows, PROMPT + SAID))
-  got = np.asarray(output.logits_BTV)[np.arange(n_rows), n_B - 1]
-  np.testing.assert_allclose(got, right[np.arange(n_rows), n_B - 1], atol=1e-4)
-  first = output.routing
+  rows_B, at_BN = np.arange(len(n_B))[:, None], n_B[:, None] - 1 + np.arange(1 + SAID)
+  right = np.asarray(model.apply(params, whole).logits_BTV, np.float32)[rows_B, at_BN]
+  output = model.apply(params, prompts, cache=compose.empty_cache(len(n_B), PROMPT + SAID))
+  first, got = output.routing, [np.asarray(output.logits_BTV, np.float32)[rows_B, at_BN[:, :1]]]
   if first is not None and first.index_B.ndim == 1:
     assert len(set(first.index_B.tolist())) > 1  # Routes are mixed.
   for i, n in zip(np.cumsum((0, *chunks)), chunks, strict=False):
     output = model.apply(params, tokens_at(whole, n_B + i, n), cache=output.cache)
-    at_BN = n_B[:, None] + i + np.arange(n)
-    wanted = right[np.arange(n_rows)[:, None], at_BN]
-    np.testing.assert_allclose(output.logits_BTV, wanted, atol=1e-4)
+    got.append(np.asarray(output.logits_BTV, np.float32))
   assert int(output.cache.used) == PROMPT + SAID
+  return right, np.concatenate(got, axis=1)
+
+
+@pytest.mark.parametrize(("name", "chunks"), ASKED)
+def test_token_by_token_gives_the_logits_of_the_whole(name, chunks):
+  right, got = of_whole_and_cached(MODELS[name], chunks)
+  np.testing.assert_allclose(got, right, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("name", "kv_heads"), [("residual", 1), ("no trunk", 2), ("around", 2), ("plain", 2)]
+)
+def test_token_by_token_in_bfloat16_where_heads_share_keys(name, kv_heads):
+  changes = MODELS[name] | {"model__dtype": "bfloat16", "model__kv_heads": kv_heads}
+  right, got = of_whole_and_cached(changes, (1, 3))
+  np.testing.assert_allclose(got, right, atol=0.05)
 
 
 @pytest.mark.parametrize("name", ["residual", "no trunk", "plain"])

@@ -119,7 +119,9 @@ def attend(
   share_BHGTC = jax.nn.softmax(scores_BHGTC).astype(q_BTHK.dtype)
   ends = np.cumsum([k_BHCK.shape[2] for k_BHCK, _ in parts])[:-1]
   shares = jnp.split(share_BHGTC, ends, axis=-1)
+  # In the order of the product: asked for another, XLA has no kernel for bfloat16 on a CPU.
   mixed = [
-    dot("bhgtc,bhck->bthgk", s, v_BHCK) for s, (_, v_BHCK) in zip(shares, parts, strict=True)
+    dot("bhgtc,bhck->bhgtk", s, v_BHCK) for s, (_, v_BHCK) in zip(shares, parts, strict=True)
   ]
-  return jnp.add(*mixed).reshape(q_BTHK.shape).astype(q_BTHK.dtype)
+  mixed_BHGTK = jnp.add(*mixed).astype(q_BTHK.dtype)
+  return jnp.moveaxis(mixed_BHGTK, 3, 1).reshape(q_BTHK.shape)
