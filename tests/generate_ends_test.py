@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import tokenizers
 from generate_test import CONTEXT, PROMPTS, made, tok  # noqa: F401, a fixture.
 
 from iclm import generate
@@ -65,6 +66,31 @@ def test_text_is_shown_only_when_it_is_certain():
   (stop,) = wide.encode("!")
   speech = generate.Speech(dataclasses.replace(wide, ends=(stop,)), ())
   assert speech.hear([*wide.encode("ab"), stop], last=True) == "ab" == speech.text
+
+
+def test_bytes_that_may_yet_spell_something_else_are_not_shown():
+  # A tokenizer as of Llama 2: a character without a token is spelled by its bytes, and one that is
+  # no character makes all bytes beside it unreadable.
+  vocab = {"<eos>": 0, "x": 1, "<0x0A>": 2, "<0xC3>": 3, "<0xA9>": 4}
+  backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], byte_fallback=True))
+  backend.decoder = tokenizers.decoders.Sequence(
+    [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+  )
+  llama = tokenizer.Tokenizer.from_json(backend.to_str())
+  for tokens, shown in (
+    ([1, 2, 1], ["x", "", "\nx"]),
+    ([2, 3, 1], ["", "", "\ufffd\ufffdx"]),
+    ([3, 4, 1], ["", "", "éx"]),
+  ):
+    speech = generate.Speech(llama, ())
+    assert [speech.hear([i], last=False) for i in tokens] == shown
+    assert speech.text == "".join(shown)
+  one_by_one, at_once = (generate.Speech(llama, ("\n",)) for _ in range(2))
+  for i in (1, 2, 3, 1):
+    one_by_one.hear([i], last=False)
+  at_once.hear([1, 2, 3, 1], last=True)
+  for speech in (one_by_one, at_once):
+    assert speech.stopped and (speech.text, speech.tokens) == ("x", [1, 2])
 
 
 def test_a_special_token_that_a_stop_string_spells_is_met_by_its_id():

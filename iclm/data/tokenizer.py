@@ -28,6 +28,7 @@ PHRASES = r"\p{L}+(?:[ ,]+\p{L}+){5,}|\p{N}+|\p{L}+|[,.:;()\[\]]+\s*|\s+|[^\p{L}
 
 # What a text is laid behind to see how it goes on: the first with which it does not join.
 _MARKS = "\n", ":", "a"
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,10 @@ class Tokenizer:
   def special_id(self, text: str) -> int | None:
     """The id of the special token that a text spells; None where it spells none."""
     return specials.of(self._backend).get(text)
+
+  def is_byte(self, i: int) -> bool:
+    """Whether a token is one byte (<0x0A>) of a character that has none of its own (Llama 2)."""
+    return _BYTE.fullmatch(self._backend.id_to_token(i) or "") is not None
 
   def encode(self, text: str, behind: bool = False) -> list[int]:
     """Returns the ids of the text, without special ones; see `encode_many`."""

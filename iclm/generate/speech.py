@@ -31,17 +31,16 @@ class Speech:
     return new
 
   def _read(self, tokens: Sequence[int]) -> None:
-    before = len(self.tokens)
-    self.tokens = [*self.tokens, *tokens]
-    self.text = self._decode(self.tokens)
-    if not any(stop in self.text for stop in self._stop) and self._ids.isdisjoint(tokens):
+    if not self._stop:
+      self.tokens += tokens
+      self.text = self._decode(self.tokens)
       return
-    for n in range(before + 1, len(self.tokens) + 1):
-      text = self._decode(self.tokens[:n])
-      met = [text.index(stop) for stop in self._stop if stop in text]
-      if met or self.tokens[n - 1] in self._ids:
-        self.tokens, self.stopped = self.tokens[:n], True
-        self.text = text[: min(met, default=len(text))]
+    for token in tokens:  # One by one: what is met may be another text with the next.
+      self.tokens.append(token)
+      self.text = self._decode(self.tokens)
+      met = [self.text.index(stop) for stop in self._stop if stop in self.text]
+      if met or token in self._ids:
+        self.stopped, self.text = True, self.text[: min(met, default=len(self.text))]
         return
 
   def _decode(self, tokens: Sequence[int]) -> str:
@@ -52,6 +51,11 @@ class Speech:
   def _certain(self) -> int:
     """Characters before what may become a stop string, or another character."""
     n = len(self.text.rstrip(_BROKEN))
+    whole = len(self.tokens)
+    while whole and self._tokenizer.is_byte(self.tokens[whole - 1]):
+      whole -= 1
+    if whole < len(self.tokens):  # One bad byte more, and all of them spell something else.
+      n = min(n, len(self._decode(self.tokens[:whole])))
     first = max(0, n - max(map(len, self._stop), default=0))
     begins = lambda i: any(stop.startswith(self.text[i:n]) for stop in self._stop)
     return next((i for i in range(first, n) if begins(i)), n)
