@@ -165,6 +165,10 @@ def test_pickles_and_empty_folders(tmp_path):
     ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not supported"),
     ({"num_hidden_layers": "2"}, "num_hidden_layers = '2' must be a positive whole number"),
     ({"num_hidden_layers": 0}, "num_hidden_layers = 0 must be a positive whole number"),
+    (
+      {"vocab_size": 10**20},
+      "vocab_size = 10* must be a positive whole number of at most 21474836",
+    ),
     ({"hidden_size": None}, "hidden_size = None must be a positive whole number"),
     ({"rms_norm_eps": "small"}, "rms_norm_eps = 'small' must be a positive finite number"),
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps = nan must be a positive finite number"),
@@ -230,6 +234,18 @@ def test_a_window_that_is_not_of_all_layers(changes, told, tmp_path):
   folder = pathlib.Path(shutil.copytree(GOLDEN / "qwen2_window", tmp_path / "theirs"))
   edit_json(folder / "config.json", lambda value: value.update(changes))
   with pytest.raises(InputError, match=told):
+    hf.read_model(folder)
+
+
+def test_a_mistral_may_tell_the_type_of_its_layers_too(tmp_path):
+  folder = pathlib.Path(shutil.copytree(GOLDEN / "mistral", tmp_path / "theirs"))
+  window, wide, near = hf.read_model(folder)["window"], "full_attention", "sliding_attention"
+  assert window > 0
+  for types, seen in ((None, window), ([near] * 2, window), ([wide] * 2, 0)):
+    edit_json(folder / "config.json", lambda value, told=types: value.update(layer_types=told))
+    assert hf.read_model(folder)["window"] == seen
+  edit_json(folder / "config.json", lambda value: value.update(layer_types=[wide, near]))
+  with pytest.raises(InputError, match="sliding_window holds for some layers only"):
     hf.read_model(folder)
 
 

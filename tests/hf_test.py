@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from iclm import config, hf, sharding
 from iclm.config import InputError
-from iclm.data import tokenizer
+from iclm.data import chat, tokenizer
 from iclm.hf import description
 from iclm.nn import attention, block, rope, transformer
 
@@ -144,6 +144,21 @@ def test_a_folder_names_its_special_tokens(about, model, eos, bos, tmp_path):
   assert (again.end_ids, again.bos_id, again.pad_id) == (got.end_ids, got.bos_id, got.pad_id)
   told = json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"]
   assert told == (list(got.end_ids) if len(got.end_ids) > 1 else got.eos_id)
+
+
+def test_special_tokens_may_have_a_file_of_their_own(tmp_path):
+  made = tokenizer.train(["one two"], 259, tokenizer.WORDS)
+  (tmp_path / "tokenizer.json").write_text(made.to_json())
+  named = {"eos_token": {"content": "<pad>"}, "bos_token": "<bos>"}
+  (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
+  template = "{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}"
+  about = tmp_path / "tokenizer_config.json"
+  for told, eos in (({}, "<pad>"), ({"eos_token": "<eos>"}, "<eos>")):
+    about.write_text(json.dumps({"chat_template": template} | told))
+    got = hf.load_tokenizer(tmp_path)
+    assert (got.bos_id, got.eos_id) == (1, {"<pad>": 0, "<eos>": 2}[eos])
+    rendered = chat.load(tmp_path, "2024-07-26").render([{"role": "user", "content": "one"}])
+    assert rendered == f"<bos>one{eos}"
 
 
 def test_a_folder_that_adds_no_bos_goes_out_so(tmp_path):

@@ -23,6 +23,7 @@ from iclm import config, inputs
 from iclm.config import InputError
 
 TEMPLATE, ABOUT, TOKENIZER = "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"
+MAP = "special_tokens_map.json"
 _HERE = "THE_MESSAGE_GOES_ON_HERE "  # Behind a last message that is not over; the space tells.
 _SHOWN = 40  # Characters of a content that an error shows.
 
@@ -129,7 +130,7 @@ def load(folder: str | pathlib.Path, date: str) -> Template:
     InputError: the folder has no template, a file of it is malformed, or the template is.
   """
   folder = config.path(folder)
-  about = _read(folder / ABOUT)
+  about = named_specials(folder) | _read(folder / ABOUT)
   source = about.get("chat_template")
   if (folder / TEMPLATE).is_file():
     source = _text(folder / TEMPLATE)
@@ -150,6 +151,11 @@ def load(folder: str | pathlib.Path, date: str) -> Template:
   except jinja2.TemplateSyntaxError as error:
     raise InputError(f"{folder}: the chat template is malformed: {error}") from None
   return made
+
+
+def named_specials(folder: pathlib.Path) -> dict[str, Any]:
+  """What a file of its own says of bos_token and the like; ABOUT may overrule it."""
+  return _read(folder / MAP) if (folder / MAP).is_file() else {}
 
 
 def _specials(path: pathlib.Path) -> tuple[str, ...]:

@@ -247,13 +247,12 @@ def _window(said: Reader, family: Family, layers: int) -> int:
   """How far back all layers see; 0 where they see everything."""
   if "sliding_window" not in family.absent:  # The Llama of transformers does not read it.
     return 0
-  of_some = "use_sliding_window" in family.absent  # Each layer of a Qwen is of a type.
+  of_some = "use_sliding_window" in family.absent  # Each layer of a Qwen is of a type, told or not.
   if (of_some and not said.flag("use_sliding_window")) or said.values["sliding_window"] is None:
     return 0
-  window = said.size("sliding_window")
-  if not of_some:
+  window, types = said.size("sliding_window"), said.values.get("layer_types")
+  if types is None and not of_some:
     return window
-  types = said.values.get("layer_types")
   if types is None:
     first = said.get("max_window_layers", int, "a whole number")
     types = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]

@@ -91,6 +91,7 @@ def _specials(folder: pathlib.Path) -> dict[str, Any]:
   about, model, spoken = (
     objects.read_json(p, "transformers") if p.is_file() else {} for p in paths
   )
+  about = chat.named_specials(folder) | about
   told: dict[str, Any] = {}
   for name in ("bos", "eos", "pad"):
     token, ids = about.get(f"{name}_token"), model.get(f"{name}_token_id")

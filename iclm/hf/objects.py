@@ -15,6 +15,9 @@ def read_json(path: pathlib.Path, maker: str) -> dict[str, Any]:
   return inputs.read_object(path, absent)
 
 
+LARGEST = 2**31 - 1  # Of what counts something; a size of an array is no more than that.
+
+
 class Reader(NamedTuple):
   """Values of a JSON object, each asked for by the type that it must have."""
 
@@ -31,8 +34,10 @@ class Reader(NamedTuple):
 
   def size(self, key: str) -> int:
     value = self.get(key, int, "a positive whole number")
-    if value <= 0:
-      raise InputError(f"{self.path}: {key} = {value!r} must be a positive whole number")
+    if not 0 < value <= LARGEST:
+      raise InputError(
+        f"{self.path}: {key} = {value!r} must be a positive whole number of at most {LARGEST}"
+      )
     return value
 
   def number(self, key: str) -> float:
