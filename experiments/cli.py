@@ -5,6 +5,7 @@
 143 interrupted, resumable
 """
 
+import io
 import math
 import os
 import pathlib
@@ -64,6 +65,8 @@ def _run(main: Callable[[Any, Sequence[str]], int | None]) -> None:
 
 def _outcome(main: Callable[[], int | None]) -> tuple[int, bool]:
   """The exit code, and whether every process of the run ends alike."""
+  if isinstance(sys.stdout, io.TextIOWrapper):  # A console that cannot show a character.
+    sys.stdout.reconfigure(errors="replace")
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
   try:

@@ -31,6 +31,8 @@ def main(flag: flags.FlagValues) -> int:
     outputs.check_can_be_written(out)
     if flag.prompts is not None and out.resolve() == config.path(flag.prompts).resolve():
       raise InputError(f"--out={flag.out} is the file of --prompts, which it would replace")
+  if sys.stdin is None and not flag.prompt and flag.prompts is None:
+    raise InputError("there is no input to read prompts from; give --prompt or --prompts")
   folder = config.path(flag.workdir)
   sizes = cli.mesh_of(folder, flag.mesh)
   template = workdir.template_of(folder)

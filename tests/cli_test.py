@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import io
 import json
 import pathlib
 import re
@@ -254,3 +255,10 @@ def test_a_full_disk_while_logging_is_told(data, tmp_path, monkeypatch):  # noqa
   monkeypatch.setattr(progress.os, "fsync", full)
   with pytest.raises(InputError, match=r"cannot write in .*run: No space left"):
     fit(tmp_path / "run", data, steps=4, **{"evaluation.every": 0})
+
+
+def test_what_a_console_cannot_show_costs_nothing_else(monkeypatch):
+  shown = io.BytesIO()
+  monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii", write_through=True))
+  assert cli.told(lambda: print("a → b")) == 0
+  assert shown.getvalue() == b"a ? b\n"

@@ -57,6 +57,12 @@ def test_one_prompt_is_streamed_as_a_batch_answers_it(whole, tmp_path, capsys): 
   assert json.loads(one.read_text()) == record
 
 
+def test_without_prompts_and_without_an_input_there_is_nothing_to_do(whole, monkeypatch):  # noqa: F811
+  monkeypatch.setattr(sys, "stdin", None)
+  with pytest.raises(InputError, match="no input to read prompts from; give --prompt"):
+    asked(whole[0])
+
+
 class Terminal(io.StringIO):
   def isatty(self):
     return True
