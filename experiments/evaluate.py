@@ -42,15 +42,18 @@ def main(flag: flags.FlagValues) -> int:
     raise InputError("--seed_workdir compares routes, which --interventions examines; give both")
   others = seeds.load(run, flag.workdir, flag.seed_workdir, cli.step_of(flag.step))
   others = [Subject(*other.parts) for other in others]
+  for path, found in examples.items():
+    _check(path, found, run)
   subject = Subject(*run.parts)
   sets, n_draws = [], run.config.evaluation.draws if flag.draws is None else flag.draws
   for path, found in progress.watch(examples.items(), len(examples), "sets scored"):
-    summary = accuracy.summarise(found, subject.score(found), run.config)
+    scores = subject.score(found)
+    summary = accuracy.summarise(found, scores, run.config)
     draws = [subject.score(found, key=jax.random.key(i)).correct_N.mean() for i in range(n_draws)]
     if draws:
       std = float(np.std(draws, ddof=1)) if len(draws) > 1 else None
       summary["sampled"] = {"draws": len(draws), "accuracy": float(np.mean(draws)), "std": std}
-    sets.append({"path": path, **summary, **determined.report(subject, found)})
+    sets.append({"path": path, **summary, **determined.report(subject, found, scores.correct_N)})
     if summary["n_truncated"]:
       print(f"{path}: {summary['n_truncated']} rows lost tokens from the left of their context")
   examined = _examine(flag, subject, others, examples)
@@ -59,6 +62,15 @@ def main(flag: flags.FlagValues) -> int:
   outputs.write_json(out, {"step": run.step, "sets": sets, "provenance": provenance} | examined)
   _show(sets)
   return 0
+
+
+def _check(path: str, examples: list[Example], run: workdir.Run) -> None:
+  """Raises InputError for what would else be told after minutes of scoring."""
+  try:
+    accuracy.check(examples, run.tokenizer, run.config)
+    determined.check(examples)
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from None
 
 
 def _examine(

@@ -8,6 +8,7 @@ import pytest
 from conftest import tiny
 
 from iclm import compose, optim, sharding, step
+from iclm.config import InputError
 from iclm.data import evaluation, raven, tokenizer
 from iclm.data.records import Example
 from iclm.evals import determined
@@ -97,8 +98,12 @@ def tok():
   return tokenizer.train([e.prompt + e.answer for e in OPEN], 600, tokenizer.SYMBOLS)
 
 
+def report(parrot, examples, right=False):
+  return determined.report(parrot, examples, np.full(len(examples), right))
+
+
 def reported(tok, texts, ends=True):
-  return determined.report(Parrot(tok, texts, ends), OPEN)["determined"]
+  return report(Parrot(tok, texts, ends), OPEN)["determined"]
 
 
 def test_right_answers_are_right_and_the_solver_is_the_ceiling(tok):
@@ -118,14 +123,14 @@ def test_a_chat_template_hides_no_problem_from_the_solver(tok):
   asked = lambda e: dataclasses.replace(e, prompt=f"<user>{e.prompt}</user>", plain=e.prompt)
   wrapped = [asked(e) for e in OPEN]
   parrot = Parrot(tok, [e.answer for e in OPEN])
-  assert determined.report(parrot, wrapped) == determined.report(parrot, OPEN)
+  assert report(parrot, wrapped) == report(parrot, OPEN)
 
 
 def test_an_end_that_is_an_ordinary_token_is_no_part_of_an_answer(tok):
   (comma,) = tok.encode(",")
   parrot = Parrot(dataclasses.replace(tok, ends=(comma,)), [e.answer for e in OPEN])
   parrot._end = [comma]
-  assert determined.report(parrot, OPEN)["determined"]["accuracy"] == 1.0
+  assert report(parrot, OPEN)["determined"]["accuracy"] == 1.0
 
 
 def test_what_the_context_leaves_open_does_not_count(tok):
@@ -133,7 +138,7 @@ def test_what_the_context_leaves_open_does_not_count(tok):
   four = OPEN[40:]
   texts = [raven.predict(e.prompt) for e in four]
   assert np.mean([text == e.answer for text, e in zip(texts, four, strict=True)]) < 0.7
-  found = determined.report(Parrot(tok, texts), four)["determined"]
+  found = report(Parrot(tok, texts), four)["determined"]
   assert found["accuracy"] > 0.9
 
 
@@ -142,7 +147,7 @@ def test_one_wrong_attribute_is_wrong_there_and_in_all(tok):
   # The colour is the second letter.
   other = {letter: "ABCDEFGHIJ"["ABCDEFGHIJ".index(letter) - 1] for letter in "ABCDEFGHIJ"}
   texts = [e.answer[:5] + other[e.answer[5]] + e.answer[6:] for e in alone]
-  found = determined.report(Parrot(tok, texts), alone)["determined"]
+  found = report(Parrot(tok, texts), alone)["determined"]
   parts = {name: s["accuracy"] for name, s in found["by_attribute"].items()}
   assert parts == {"size": 1.0, "colour": 0.0, "type": 1.0, "angle": 1.0}
   assert found["accuracy"] == 0.0
@@ -157,4 +162,22 @@ def test_what_is_no_panel_or_does_not_end_is_wrong_in_everything(tok, text, ends
 
 def test_other_prompts_have_no_report(tok):
   chosen = raven.example("center_single", "symbolic", "balanced", "iid_val", 0, 0)
-  assert determined.report(Parrot(tok, []), [*EXAMPLES, chosen]) == {}
+  assert report(Parrot(tok, []), [*EXAMPLES, chosen]) == {}
+
+
+def test_of_a_mixed_set_all_of_it_is_measured(tok):
+  # Three of the four others are right, and all five of the open ones.
+  mixed = [*EXAMPLES[:4], *OPEN[:5]]
+  right_N = np.array([True, True, True, False] + [False] * 5)
+  found = determined.report(Parrot(tok, [e.answer for e in OPEN[:5]]), mixed, right_N)
+  assert found["determined"]["n"] == 5 and found["determined"]["rest"] == {"n": 4, "accuracy": 0.75}
+  whole = {"n": 9, "accuracy": 3 / 9, "by_group": {}}
+  assert determined.measured(whole | found) == {"n": 9, "accuracy": pytest.approx(8 / 9)}
+  assert determined.measured(whole) == {"n": 9, "accuracy": pytest.approx(3 / 9)}
+
+
+def test_a_right_answer_that_is_no_panel_is_told_before_anything_is_asked():
+  broken = dataclasses.replace(OPEN[0], answer="D, B, F, F")
+  determined.check([*EXAMPLES, *OPEN])
+  with pytest.raises(InputError, match=f"^{broken.id}: the right answer 'D, B, F, F' is no"):
+    determined.check([*OPEN[1:], broken])

@@ -32,6 +32,7 @@ RESULTS = {
 }  # fmt: skip
 SPOKEN, UNSPOKEN = {"nats": 0.125, "ci95": [-0.0625, 2.375]}, {"nats": None, "ci95": None}
 EXAMINED = {
+  "step": 7,
   "provenance": RESULTS["provenance"],
   "sets": [SET | {"path": f"a/{EVIL}"}],
   "interventions": {
@@ -103,6 +104,7 @@ def test_a_page_is_whole_and_text_from_data_is_text(tmp_path):
   # of the forced routes' 10: 0.142 to 0.402.
   for interval in ("0.598 – 0.858", "0.352 – 0.648", "0.142 – 0.402"):
     assert interval in page
+  assert "evaluated afterwards, at step 7" in page and "of its\nstep 7." in page
   assert "1,234" in page and "domain 234." in page  # All parameters, and those of a group.
   for text in ("no input reaches expert 0", "too few", "with uncommitted changes", "seed 3", "–"):
     assert text in page

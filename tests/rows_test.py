@@ -113,7 +113,7 @@ def test_grouping_keeps_order_and_needs_equal_context_and_domain():
 def test_too_long_is_an_error_or_cuts_the_context_from_the_left():
   # bos x y z x \n, q a: 8 tokens. With 6, bos stays and x y go.
   long = example("xyzx\nq", "a", name="long-1")
-  with pytest.raises(InputError, match="long-1: the row needs 8 tokens and seq_len is 6; set"):
+  with pytest.raises(InputError, match="long-1: the row needs 8 tokens and seq_len is 6; shorten"):
     pack(long, seq_len=6)
   row = pack(long, seq_len=6, too_long="truncate_left")
   check(

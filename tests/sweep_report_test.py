@@ -1,6 +1,8 @@
 """The page of a sweep: what differs is named and never averaged, and what died is shown."""
 
+import itertools
 import json
+import pathlib
 
 import pytest
 from report_test import EVIL, parsed
@@ -119,3 +121,23 @@ def test_a_broken_plan_is_told(tmp_path):
     (tmp_path / sweep.PLAN).write_text(broken)
     with pytest.raises(InputError, match=r"sweep\.json is not what experiments\.sweep writes"):
       report.render(tmp_path, None)
+
+
+def test_the_bases_of_seeds_are_no_other_difference(tmp_path):
+  folder = tmp_path / "sweep"
+  for system, seed in itertools.product("ab", (0, 1)):
+    at = write(folder, system, seed, 0.25)
+    config = {"checkpoint": {"init_from": f"/runs/sweep/base/{seed}"}, "seed": seed}
+    (at / "config.json").write_text(json.dumps(config))
+  assert not sweep.content(folder)["notices"]
+  # Another seed's base is one.
+  config["checkpoint"]["init_from"] = "/runs/sweep/base/0"
+  (folder / "a" / "1" / "config.json").write_text(json.dumps(config))
+  [notice] = sweep.content(folder)["notices"]
+  assert notice == "the runs of a differ in more than their seed, in checkpoint.init_from"
+
+
+def test_a_page_has_the_name_of_its_folder(tmp_path, monkeypatch):
+  write(tmp_path, "a", 0, 0.25)
+  monkeypatch.chdir(tmp_path)
+  assert sweep.content(pathlib.Path())["name"] == tmp_path.name

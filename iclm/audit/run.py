@@ -70,15 +70,17 @@ def content(folder: pathlib.Path, examined: pathlib.Path | None) -> dict[str, An
   sets, routing = results["sets"], more.get("routing")
   asked = more.get("sets", [])
   after = dict(zip(_ends([s["path"] for s in asked]), asked, strict=True))
+  at = f", at step {more['step']}" if "step" in more else ""
   return {
-    "name": folder.name,
+    "name": folder.resolve().name,
     "accuracies": [
       _accuracies("at the end of training", sets, results),
-      *([_accuracies("evaluated afterwards", after, {})] if after else []),
+      *([_accuracies(f"evaluated afterwards{at}", after, {})] if after else []),
     ],
     "rates": {name: found["rate_nats"] for name, found in sets.items() if found["rate_nats"]},
     "routes": [_routes(name, found) for name, found in sets.items() if found["routes"]],
     "effects": _effects(more.get("interventions")),
+    "examined_step": more.get("step"),
     "interventions": more.get("interventions"),
     "independence": _pairs(more.get("independence", [])),
     "worst_domain": more.get("worst_domain"),

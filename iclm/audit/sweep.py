@@ -22,6 +22,7 @@ DONE = "done"  # Marks the folder of a run that came to its end,
 FAILED = "failed"  # and of one that failed as often as it was allowed to.
 PLAN = "sweep.json"  # {"systems": [...], "seeds": [...]}.
 ABSENT = "absent"
+START = "checkpoint.init_from"
 
 
 class Run(NamedTuple):
@@ -32,7 +33,7 @@ class Run(NamedTuple):
   state: str  # "done", "failed", "unfinished" or "not started".
   results: dict[str, Any] | None
   begun: bool  # There is a config.
-  config: dict[str, str]  # Dotted key -> value as JSON, without the seed.
+  config: dict[str, str]  # Dotted key -> value as JSON, whatever the seed.
   cost: cost.Cost | None
   last_line: str  # Of its log.
 
@@ -73,7 +74,7 @@ def content(folder: pathlib.Path) -> dict[str, Any]:
   systems = list(dict.fromkeys(run.system for run in runs))
   columns = _columns(done)
   return {
-    "name": folder.name,
+    "name": folder.resolve().name,
     "n_runs": len(runs),
     "n_done": len(done),
     "notices": _notices(runs, done, columns),
@@ -96,15 +97,22 @@ def _seeds(folder: pathlib.Path) -> Iterator[pathlib.Path]:
       yield path
 
 
+def read_plan(folder: pathlib.Path) -> dict[str, list[Any]]:
+  """Systems and seeds that a sweep's folder is to hold; {} where there is no plan."""
+  if not (folder / PLAN).exists():
+    return {}
+  plan = inputs.read_json(folder / PLAN, f"there is no {folder / PLAN}")
+  lists = isinstance(plan, dict) and [plan.get(name) for name in ("systems", "seeds")]
+  if not lists or not all(isinstance(x, list) for x in lists):
+    raise InputError(f"{folder / PLAN} is not what experiments.sweep writes; remove it")
+  return plan
+
+
 def _runs(folder: pathlib.Path) -> list[Run]:
   """The runs of the plan and those that are there; without a plan, all systems with all seeds."""
   there = sorted((path.parent.name, int(path.name)) for path in _seeds(folder))
-  plan = {"systems": [s for s, _ in there], "seeds": [seed for _, seed in there]}
-  if (folder / PLAN).exists():
-    plan = inputs.read_json(folder / PLAN, f"there is no {folder / PLAN}")
-    lists = isinstance(plan, dict) and [plan.get(name) for name in ("systems", "seeds")]
-    if not lists or not all(isinstance(x, list) for x in lists):
-      raise InputError(f"{folder / PLAN} is not what experiments.sweep writes; remove it")
+  plan = read_plan(folder)
+  plan = plan or {"systems": [s for s, _ in there], "seeds": [seed for _, seed in there]}
   planned = [(s, seed) for s in plan["systems"] for seed in sorted(set(plan["seeds"]))]
   return [_run(folder, *which) for which in dict.fromkeys([*planned, *there])]
 
@@ -122,10 +130,18 @@ def _run(folder: pathlib.Path, system: str, seed: int) -> Run:
     state,
     files.read_results(at) if state == DONE else None,
     begun,
-    {key: value for key, value in _flat(config) if key != "seed"},
+    _without_seed(config, seed),
     cost.of_metrics(files.read_metrics(at)),
     next((line for line in reversed(log.splitlines()) if line.strip()), ""),
   )
+
+
+def _without_seed(config: Mapping[str, Any], seed: int) -> dict[str, str]:
+  """A config without its seed, also where it starts from the base of that seed."""
+  flat = {key: value for key, value in _flat(config) if key != "seed"}
+  if (start := flat.get(START, "")).endswith(f'/{seed}"'):
+    flat[START] = start.removesuffix(f'/{seed}"') + '/SEED"'
+  return flat
 
 
 def _flat(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
@@ -167,8 +183,10 @@ def _columns(done: Sequence[Run]) -> list[Column]:
 
 def _measure(sets: Sequence[dict[str, Any]]) -> str:
   """What is counted where that is not exact match, and how much of it a solver gets right."""
-  ceilings = {f"{f['determined']['ceiling']:.3f}" for f in sets if "determined" in f}
-  return f", determined (ceiling {', '.join(sorted(ceilings))})" if ceilings else ""
+  parts = [found["determined"] for found in sets if "determined" in found]
+  ceilings = ", ".join(sorted({f"{part['ceiling']:.3f}" for part in parts}))
+  whose = "of RAVEN " if any("rest" in part for part in parts) else ""
+  return f", {whose}determined (ceiling {ceilings})" if parts else ""
 
 
 def _values(column: Column, system: str) -> np.ndarray:
@@ -190,8 +208,9 @@ def _groups(column: Column, systems: Sequence[str]) -> drawing.Heat:
   values = collections.defaultdict(list)
   for run, found in column.runs:
     # Exact match of what is determined in part would be noise.
-    part = found.get("determined")
-    for group, what in (part["by_configuration"] if part else found["by_group"]).items():
+    part = found.get("determined", {})
+    of_rest = found["by_group"] if not part or "rest" in part else {}
+    for group, what in (of_rest | part.get("by_configuration", {})).items():
       values[run.system, group].append(what["accuracy"])
   groups = list(dict.fromkeys(group for _, group in values))
   mine = [s for s in systems if any((s, group) in values for group in groups)]

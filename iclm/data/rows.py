@@ -270,7 +270,8 @@ def fit(
   needed = len(prompts.context) + own
   if needed <= seq_len:
     return prompts.context, 0
-  row = f"{name}: the row needs {needed} tokens and seq_len is {seq_len}; set seq_len >= {needed}"
+  row = f"{name}: the row needs {needed} tokens and seq_len is {seq_len}; shorten it, or train with"
+  row += f" seq_len >= {needed}"
   row += " or fewer questions_per_row" if len(prompts.questions) > 1 else ""
   n_bos = int(tokenizer.bos_id is not None)
   if too_long == "error":

@@ -1,5 +1,6 @@
 """Accuracy by likelihood over the choices, exact match, and what each stream knows by itself."""
 
+import collections
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -93,6 +94,11 @@ def batches_of(
     questions_per_row=config.data.questions_per_row,
     too_long=config.data.too_long,
   )
+
+
+def check(examples: Sequence[Example], tokenizer: Tokenizer, config: Config) -> None:
+  """Raises InputError where an example fits no row, before it has cost anything."""
+  collections.deque(batches_of(examples, tokenizer, config), maxlen=0)
 
 
 def places(owner_BT: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B T"]:

@@ -8,23 +8,40 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
+from iclm.config import InputError
 from iclm.data import raven
 from iclm.data.records import Example
 from iclm.evals.subject import Subject
 
 
-def report(subject: Subject, examples: Sequence[Example]) -> dict[str, Any]:
+def check(examples: Sequence[Example]) -> None:
+  """Raises InputError where the right answer to an open prompt of RAVEN is none."""
+  for e in examples:
+    read = raven.parse(e.content)
+    if read is not None and not read.answers:
+      try:
+        raven.right_panel(e.content, e.answer)
+      except InputError as error:
+        raise InputError(f"{e.id}: {error}") from None
+
+
+def report(
+  subject: Subject, examples: Sequence[Example], correct_N: Bool[np.ndarray, "N"]
+) -> dict[str, Any]:
   """How often the model's own greedy answers are right, beside the solver's.
 
   An answer that has outgrown the longest right one, or its row, is cut, and wrong in everything.
 
   Args:
     examples: of any kind; the report is on the open prompts of RAVEN that a rule fits.
+    correct_N: of `accuracy.Scores`, by which all others are measured.
 
   Returns:
     {} where there is none of those, else {"determined": ...}: n, accuracy and the solver's, the
-    `ceiling`; the same by attribute, among the examples that determine it, and by configuration.
+    `ceiling`; the same by attribute, among the examples that determine it, and by configuration;
+    and, where there are others, n and accuracy of the `rest`.
 
   Raises:
     InputError: see `answering.answer` and `raven.score`.
@@ -46,16 +63,23 @@ def report(subject: Subject, examples: Sequence[Example]) -> dict[str, Any]:
   found = _shares(rights)
   found["by_attribute"] = {name: _shares(pairs) for name, pairs in by_attribute.items()}
   found["by_configuration"] = {name: _shares(pairs) for name, pairs in by_configuration.items()}
+  rest = [bool(right) for i, right in enumerate(correct_N) if i not in solved]
+  if rest:
+    found["rest"] = {"n": len(rest), "accuracy": float(np.mean(rest))}
   return {"determined": found}
 
 
 def measured(found: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Of a set's summary what its accuracy is measured by: n, accuracy, and a ceiling if it has one.
+  """Of a set's summary n and accuracy: of what the context determines where that is what counts,
+  and of all else as it is.
 
   Args:
     found: of `accuracy.summarise`, with what `report` adds.
   """
-  return found.get("determined", found)
+  part = found.get("determined", found)
+  rest = part.get("rest", {"n": 0, "accuracy": 0.0})
+  n = part["n"] + rest["n"]
+  return {"n": n, "accuracy": sum(of["n"] * of["accuracy"] for of in (part, rest)) / n}
 
 
 def _solved(example: Example) -> tuple[str, str] | None:

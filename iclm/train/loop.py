@@ -1,6 +1,5 @@
 """The one loop: mesh -> data -> model -> optimizer -> state -> restore -> steps."""
 
-import collections
 import contextlib
 import dataclasses
 import logging
@@ -82,8 +81,9 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
   if not processes.of_first((folder / workdir.TOKENIZER).exists()):
     new = start.new_tokenizer(c, training).under(template)
     compose.build(c, new.vocab_size, mesh)  # Raises what contradicts itself there.
-    for examples in sets.values():  # And here what fits no row, before it has cost a run its end.
-      collections.deque(accuracy.batches_of(examples, new, c), maxlen=0)
+    for examples in sets.values():  # And here what would cost a run its end.
+      accuracy.check(examples, new, c)
+      determined.check(examples)
   with workdir.claim(folder, c):
     if new is not None:
       workdir.keep_tokenizer(folder, new)
@@ -194,9 +194,10 @@ class _Evaluator:
     subject = Subject(self._c, self._model, params, self._tokenizer, self._mesh)
     for name, examples in self._sets.items():
       args = self._scorer, params, examples, self._tokenizer, self._c, self._mesh
-      sets[name] = accuracy.summarise(examples, accuracy.score(*args), self._c)
+      scores = accuracy.score(*args)
+      sets[name] = accuracy.summarise(examples, scores, self._c)
       if n == self._c.steps:  # Answers of its own take the model much longer.
-        sets[name] |= determined.report(subject, examples)
+        sets[name] |= determined.report(subject, examples, scores.correct_N)
     flat = {
       f"eval/{name}/{key}": found[key]
       for name, found in sets.items()

@@ -10,7 +10,7 @@ file; the other two configurations rest on the stated rules, as no file of them 
 """
 
 from iclm.data.raven.examples import CONFIGS, SPLITS, example, label
-from iclm.data.raven.solver import Score, Solution, predict, score, solve
+from iclm.data.raven.solver import Score, Solution, predict, right_panel, score, solve
 from iclm.data.raven.world import (
   CONFIGURATIONS,
   FORMS,
@@ -35,6 +35,7 @@ __all__ = [
   "parse",
   "parse_panel",
   "predict",
+  "right_panel",
   "score",
   "solve",
   "verbalise",

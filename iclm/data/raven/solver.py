@@ -123,6 +123,24 @@ def predict(prompt: str) -> str | None:
   return None if solution is None else world.verbalise_panel(read.form, solution.panel)
 
 
+def right_panel(prompt: str, right: str) -> tuple[world.Prompt, Panel]:
+  """An open prompt and its right answer, as they are read.
+
+  Raises:
+    InputError: the prompt or the right answer is none of RAVEN's open form.
+  """
+  read = world.parse(prompt)
+  if read is None or read.answers:
+    raise InputError(f"this is no open prompt of RAVEN, score those only: {prompt[:60]!r}.")
+  expected = world.parse_panel(read.form, right)
+  if expected is None or world.configuration_of(expected) != read.configuration:
+    raise InputError(
+      f"the right answer {right[:60]!r} is no {read.form} panel of {read.configuration}, such as"
+      f" {world.verbalise_panel(read.form, read.panels[0])!r}."
+    )
+  return read, expected
+
+
 def score(prompt: str, right: str, answer: str) -> Score:
   """Compares an answer to an open prompt with the right one, in what the context determines.
 
@@ -137,15 +155,8 @@ def score(prompt: str, right: str, answer: str) -> Score:
   Raises:
     InputError: the prompt or the right answer is none of RAVEN's open form.
   """
-  read = world.parse(prompt)
-  if read is None or read.answers:
-    raise InputError(f"this is no open prompt of RAVEN, score those only: {prompt[:60]!r}.")
-  expected, given = world.parse_panel(read.form, right), world.parse_panel(read.form, answer)
-  if expected is None or world.configuration_of(expected) != read.configuration:
-    raise InputError(
-      f"the right answer {right[:60]!r} is no {read.form} panel of {read.configuration}, such as"
-      f" {world.verbalise_panel(read.form, read.panels[0])!r}."
-    )
+  read, expected = right_panel(prompt, right)
+  given = world.parse_panel(read.form, answer)
   solution = solve(read.configuration, read.panels)
   if solution is None:
     raise InputError(f"no rule of RAVEN fits the panels of the prompt {prompt[:60]!r}.")
