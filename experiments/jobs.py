@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from experiments import cli
 from iclm import config, inputs, outputs, workdir
-from iclm.audit.sweep import DONE, FAILED
+from iclm.audit.sweep import DONE, FAILED, START
 from iclm.config import InputError
 
 LOOK_S = 1.0  # Between two looks whether another process still trains a run.
@@ -24,13 +24,17 @@ LOOK_S = 1.0  # Between two looks whether another process still trains a run.
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One run: a system, a seed, and what it changes of the sweep's config."""
+  """One run: a system, a seed, what it changes of the sweep's config, and where it starts from.
+
+  The last is a folder of the same sweep: moved, or spelled in another way, it is the same run.
+  """
 
   system: str
   seed: int
   folder: pathlib.Path
   config_file: str
   changes: dict[str, Any]
+  start: str = ""
 
   @property
   def command(self) -> list[str]:
@@ -41,7 +45,8 @@ class Job:
 
   @property
   def _flags(self) -> list[str]:
-    keys = [f"--config.{key}={value}" for key, value in self.changes.items()]
+    changes = ({START: self.start} if self.start else {}) | self.changes
+    keys = [f"--config.{key}={value}" for key, value in changes.items()]
     return [f"--config={self.config_file}", *keys, f"--config.seed={self.seed}"]
 
   @property
@@ -54,14 +59,15 @@ class Job:
     path = self.folder / DONE
     if not path.exists():
       return False
-    there = inputs.read_object(path, f"there is no {path}")
+    there = self._marked(path)
     for key in {**there, **self._told}:
       theirs, mine = (told.get(key, "that of the config") for told in (there, self._told))
       if theirs != mine:
         self._refuse(f"whose {key} is {theirs}, and here it is {mine}")
     if (self.folder / workdir.CONFIG).exists():
       old = inputs.read_object(self.folder / workdir.CONFIG, f"there is no config in {self.folder}")
-      changed = config.difference(old, self._config(), workdir.FREE)
+      free = (*workdir.FREE, *([tuple(START.split("."))] if self.start else []))
+      changed = config.difference(old, self._config(), free)
       if changed is not None:
         self._refuse(f"of another {self.config_file}: {changed} here")
     return True
@@ -82,7 +88,18 @@ class Job:
   def stands_in(self, folder: pathlib.Path) -> bool:
     """Whether a folder holds this very run, finished."""
     path = folder / DONE
-    return path.exists() and inputs.read_object(path, f"there is no {path}") == self._told
+    return path.exists() and self._marked(path) == self._told
+
+  def _marked(self, path: pathlib.Path) -> dict[str, Any]:
+    """What a mark tells; where the run starts was once a part of it."""
+    told = inputs.read_object(path, f"there is no {path}")
+    return {key: value for key, value in told.items() if key != START or not self.start}
+
+  def as_marked(self, key: str | None) -> "Job":
+    """This run with the value of one key, which was chosen for it, as it was finished with it."""
+    path = self.folder / DONE
+    told = self._marked(path) if key and path.exists() else {}
+    return dataclasses.replace(self, changes=self.changes | {k: told[k] for k in told if k == key})
 
   def mark(self) -> None:
     """Says that the run came to its end."""

@@ -6,7 +6,8 @@
 A run is `experiments.train` in a folder of its own, WORKDIR/SYSTEM/SEED. Where the sweep names a
 key to tune, every system first tries the same values of it, in WORKDIR/tuning. The same command
 goes on: finished runs are skipped, others go on from their checkpoints, and one that fails is tried
-again. It ends on WORKDIR/table.csv and, where the sweep names baselines, comparison.json.
+again. It ends on WORKDIR/table.csv and, where the sweep names baselines, comparison.json: of all
+finished runs of the sweep that are there, also where a command runs some of it.
 
 Where the sweep names one of its systems as the base, that one runs first, and every run of the
 others starts from the base of its own seed (checkpoint.init_from).
@@ -24,7 +25,7 @@ from absl import flags
 from experiments import cli, tables, tuning
 from experiments.jobs import Children, Job, run
 from iclm import config, outputs, train
-from iclm.audit.sweep import PLAN
+from iclm.audit.sweep import PLAN, START, read_plan
 from iclm.config import InputError
 
 # What `get_sweep()` of a file returns; the systems and `every` are pairs of a key and its value.
@@ -39,7 +40,7 @@ def main(flag: flags.FlagValues) -> int:
   sweep = _load(config.path(flag.sweep))
   seeds, tunes = _seeds(sweep, flag.seeds), tuning.is_needed(sweep, flag.override)
   every = jobs_of(sweep, folder, flag.override, flag.systems)
-  plan(folder, [job for job in every if job.seed in seeds])
+  planned = plan(folder, sweep, [job for job in every if job.seed in seeds])
   bases, jobs = _split(every, sweep.base)
   jobs = [job for job in jobs if job.seed in seeds]
   # Whichever seeds are asked for, rates are chosen with the first.
@@ -57,11 +58,13 @@ def main(flag: flags.FlagValues) -> int:
     dead += launch(jobs)
   if children.stopped:
     raise train.Interrupted("interrupted; the same command goes on")
-  rows = tables.gather([*bases, *jobs])
+  finished = [job for job in [*bases, *jobs] if job.done]
+  finished += _earlier(sweep, jobs_of(sweep, folder, flag.override, planned), finished)
+  rows = tables.gather(finished)
   if rows:
     tables.write_table(folder / "table.csv", rows)
     tables.show(rows)
-    tables.compare(folder, sweep, rows, [*bases, *jobs])
+    tables.compare(folder, sweep, rows, finished)
   for job in dead:
     print(f"{job.system}/{job.folder.name} failed; see {job.folder / 'log.txt'}")
   return 1 if dead else 0
@@ -156,18 +159,21 @@ def jobs_of(
       )
   start = functools.partial(_start, sweep, folder)
   return [
-    Job(system, seed, folder / system / str(seed), sweep.config, start(system, seed) | changes)
+    Job(system, seed, folder / system / str(seed), sweep.config, *start(system, seed, changes))
     for seed in sweep.seeds
     for system, changes in merged.items()
   ]
 
 
-def _start(sweep: Any, folder: pathlib.Path, system: str, seed: int) -> dict[str, Any]:
-  """What a run changes to start from the base of its seed; the base itself starts afresh."""
-  if not sweep.base:
-    return {}
-  start = "" if system == sweep.base else str(folder / sweep.base / str(seed))
-  return {"checkpoint.init_from": start}
+def _start(
+  sweep: Any, folder: pathlib.Path, system: str, seed: int, changes: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
+  """What a run changes, and the base of its seed, from which it starts; that one starts afresh."""
+  if not sweep.base or START in changes:
+    return changes, ""
+  if system == sweep.base:
+    return {START: ""} | changes, ""
+  return changes, str(folder / sweep.base / str(seed))
 
 
 def _split(jobs: Sequence[Job], base: str) -> tuple[list[Job], list[Job]]:
@@ -181,13 +187,35 @@ def _startable(jobs: Sequence[Job], bases: Sequence[Job]) -> list[Job]:
   return [job for job in jobs if job.seed not in missing]
 
 
-def plan(folder: pathlib.Path, jobs: Sequence[Job]) -> None:
-  """Writes which runs there are to be, so that a report can tell those that are missing."""
+def plan(folder: pathlib.Path, sweep: Any, jobs: Sequence[Job]) -> list[str]:
+  """Adds these to the runs that there are to be, so that a report can tell those that are missing.
+
+  Returns:
+    The systems of all of them.
+  """
   outputs.make_folder(folder)
-  systems, seeds = (
-    list(dict.fromkeys(getattr(j, name) for j in jobs)) for name in ("system", "seed")
-  )
-  outputs.write_json(folder / PLAN, {"systems": systems, "seeds": seeds})
+  before = read_plan(folder)
+  systems = {job.system for job in jobs} | set(before.get("systems", ()))
+  seeds = {job.seed for job in jobs} | set(before.get("seeds", ()))
+  told = {
+    "systems": [name for name in sweep.systems if name in systems],
+    "seeds": [seed for seed in sweep.seeds if seed in seeds],
+  }
+  outputs.write_json(folder / PLAN, told)
+  return told["systems"]
+
+
+def _earlier(sweep: Any, jobs: Sequence[Job], finished: Sequence[Job]) -> list[Job]:
+  """Of all jobs those that another command has finished; says which are left out, and why."""
+  mine, found = {job.folder for job in finished}, []
+  for job in jobs:
+    if job.folder in mine:
+      continue
+    try:
+      found += [job] if (job := job.as_marked(sweep.tuning.get("key"))).done else []
+    except InputError as error:
+      print(f"left out of the table: {error}")
+  return found
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from iclm.audit import sweep as page
 from iclm.evals import comparison, determined, statistics
 
 LEVEL = 0.95
+COMPARISON = "comparison.json"
 COLUMNS = ("system", "seed", "set", "group", "n", "accuracy")
 
 
@@ -82,6 +83,7 @@ def compare(
       sets.setdefault(row["set"], {})[row["seed"]] = row["accuracy"]
   there = [name for name in sweep.baselines if name in table]
   if not there:
+    (folder / COMPARISON).unlink(missing_ok=True)  # One of before is about other runs.
     return
   table = comparison.with_mean(table, sweep.out_of_distribution)
   found = comparison.compare(table, there, sweep.chosen_on, level=LEVEL)
@@ -94,7 +96,7 @@ def compare(
   if asked - set(shared):
     told = ", ".join(map(str, shared))
     print(f"the best baseline is chosen with seeds {told} alone: a baseline lacks the others")
-  outputs.write_json(folder / "comparison.json", found)
+  outputs.write_json(folder / COMPARISON, found)
   sets = list(table[found["baseline"]])
   title = f"Difference to {found['baseline']}, the best baseline on {sweep.chosen_on}; * p < 0.05"
   shown = rich.table.Table("system", *sets, title=title)

@@ -15,7 +15,7 @@ import rich.table
 
 from experiments import cli
 from experiments.jobs import Job
-from iclm import outputs
+from iclm import inputs, outputs
 from iclm.audit import files
 from iclm.config import InputError
 from iclm.evals import determined
@@ -93,12 +93,17 @@ def tuned(
     best[name] = max(before or of, key=lambda pair: pair[1])[0]
   for trial in best.values():
     _take_over(trial.folder, place(trial))
-  outputs.write_json(folder / "tuning.json", {
+  path = folder / "tuning.json"
+  # What was chosen for systems that this command does not run stays told.
+  before = inputs.read_object(path, f"there is no {path}") if path.exists() else {}
+  tries = {
+    name: {trial.folder.name: accuracy for trial, accuracy in of} for name, of in found.items()
+  }
+  chosen = {name: trial.changes[key] for name, trial in best.items()}
+  outputs.write_json(path, {
     "key": key,
-    "chosen": {name: trial.changes[key] for name, trial in best.items()},
-    sweep.chosen_on: {
-      name: {trial.folder.name: accuracy for trial, accuracy in of} for name, of in found.items()
-    },
+    "chosen": before.get("chosen", {}) | chosen,
+    sweep.chosen_on: before.get(sweep.chosen_on, {}) | tries,
   })  # fmt: skip
   _show(sweep, found, best)
   whose = {job.system: sweep.tuning.like.get(job.system, job.system) for job in jobs}

@@ -53,6 +53,25 @@ def test_a_finished_run_of_a_config_that_was_edited_since_is_not_taken_for_this_
     assert job.done
 
 
+def test_a_sweep_that_is_moved_holds_the_same_runs(tmp_path):
+  spec = SWEEP.copy_and_resolve_references()
+  spec.base = "b"
+  before, after = (tmp_path / name for name in ("before", "after"))
+  of = lambda folder: sweep.jobs_of(spec, folder, ["steps=90"], ["a"])
+  job = next(j for j in of(before) if j.system == "a")
+  assert job.start == str(before / "b" / "0")
+  job.folder.mkdir(parents=True)
+  (job.folder / "config.json").write_text(json.dumps(job._config()))
+  job.mark()
+  before.rename(after)
+  moved = next(j for j in of(after) if j.system == "a")
+  assert moved.done and moved.stands_in(moved.folder)
+  mark = moved.folder / running.DONE  # As it once was.
+  told = json.loads(mark.read_text()) | {running.START: job.start}
+  mark.write_text(json.dumps(told))
+  assert moved.done and moved.stands_in(moved.folder)
+
+
 def test_a_run_that_another_process_still_trains_is_waited_for(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(running, "LOOK_S", 0.01)
   job = Fake("a", 0, tmp_path / "0", "", {})

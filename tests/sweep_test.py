@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import pathlib
+import shutil
 import sys
 import types
 
@@ -80,10 +81,13 @@ def test_every_run_starts_from_the_base_of_its_seed(tmp_path):
   jobs = sweep.jobs_of(spec, tmp_path, [], ["b", "c"])
   bases, rest = sweep._split(jobs, "a")
   assert [(j.system, j.seed) for j in bases] == [("a", 0), ("a", 1)]  # Though not asked for.
-  starts = {(j.system, j.seed): j.changes.get("checkpoint.init_from") for j in jobs}
+  key = "--config.checkpoint.init_from="
+  starts = {
+    (j.system, j.seed): [w.removeprefix(key) for w in j.command if w.startswith(key)] for j in jobs
+  }
   assert starts == {
-    ("a", 0): "", ("b", 0): str(tmp_path / "a" / "0"), ("c", 0): "elsewhere",
-    ("a", 1): "", ("b", 1): str(tmp_path / "a" / "1"), ("c", 1): "elsewhere",
+    ("a", 0): [""], ("b", 0): [str(tmp_path / "a" / "0")], ("c", 0): ["elsewhere"],
+    ("a", 1): [""], ("b", 1): [str(tmp_path / "a" / "1")], ("c", 1): ["elsewhere"],
   }  # fmt: skip
   bases[1].folder.mkdir(parents=True)
   bases[1].mark()
@@ -121,6 +125,34 @@ def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
   assert found["runs"]["a"]["command"].startswith("-c") and len(found["runs"]) == 2
   told = capsys.readouterr().out
   assert "Difference to b" in told and "chosen without unfinished" in told
+
+
+def test_some_of_a_sweep_leaves_what_was_found_of_the_rest(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sweep, "_load", lambda path: SWEEP)
+  monkeypatch.setattr(sweep, "Job", Fake)
+
+  def run(systems, seeds=(), override=()):
+    flag = types.SimpleNamespace(
+      sweep="", workdir=str(tmp_path), jobs=2, tries=2, override=list(override),
+      systems=list(systems), seeds=list(seeds),
+    )  # fmt: skip
+    assert sweep.main(flag) == 0
+    with open(tmp_path / "table.csv") as file:
+      return {(row["system"], row["seed"]) for row in csv.DictReader(file)}
+
+  compared = tmp_path / tables.COMPARISON
+  compared.write_text("{}")
+  assert run("a", "0") == {("a", "0")} and not compared.exists()  # It was about other runs.
+  assert run("b") == {("a", "0"), ("b", "0"), ("b", "1")}
+  assert set(json.loads(compared.read_text())["systems"]) == {"a", "b"}
+  plan = {"systems": ["a", "b"], "seeds": [0, 1]}
+  assert run("a", "1") == {(s, seed) for s in "ab" for seed in "01"}
+  assert json.loads((tmp_path / sweep.PLAN).read_text()) == plan
+  # What was trained in another way is no part of it.
+  shutil.rmtree(tmp_path / "a")
+  capsys.readouterr()
+  assert run("a", "0", ["log_every=3"]) == {("a", "0")}
+  assert "left out of the table: " in capsys.readouterr().out
 
 
 def test_of_open_answers_the_determined_part_counts_and_other_data_have_another_name(tmp_path):
@@ -193,11 +225,13 @@ def test_a_sweep_from_end_to_end_and_its_page(data, tmp_path, capsys):  # noqa: 
 
 def test_the_plan_names_every_run(tmp_path):
   folder = tmp_path / "new" / "sweep"
-  sweep.plan(folder, sweep.jobs_of(SWEEP, folder, [], []))
+  assert sweep.plan(folder, SWEEP, sweep.jobs_of(SWEEP, folder, [], ["b"])) == ["b"]
+  # Another command adds to it.
+  assert sweep.plan(folder, SWEEP, sweep.jobs_of(SWEEP, folder, [], ["a"])) == ["a", "b"]
   assert json.loads((folder / sweep.PLAN).read_text()) == {"systems": ["a", "b"], "seeds": [0, 1]}
   (tmp_path / "file").touch()
   with pytest.raises(InputError, match="cannot make the folder"):
-    sweep.plan(tmp_path / "file" / "sweep", sweep.jobs_of(SWEEP, folder, [], []))
+    sweep.plan(tmp_path / "file" / "sweep", SWEEP, sweep.jobs_of(SWEEP, folder, [], []))
 
 
 def test_what_is_wrong_with_a_sweep_is_said(tmp_path):

@@ -20,7 +20,7 @@ class Tried(Fake):
     accuracy = {"a": {1: 0.3, 2: 0.5, 3: 0.5}, "b": {1: 0.1, 2: 0.2, 3: 0.9}, "c": {2: 0}}[
       self.system
     ]
-    sets = {"test": {"n": 4, "accuracy": accuracy[self.changes["lr"]], "by_group": {}}}
+    sets = {"test": {"n": 4, "accuracy": accuracy[int(self.changes["lr"])], "by_group": {}}}
     path, text = self.folder / "results.json", json.dumps({"sets": sets} | REST)
     return [sys.executable, "-c", f"open({str(path)!r}, 'w').write({text!r})"]
 
