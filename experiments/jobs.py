@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from experiments import cli
 from iclm import config, inputs, outputs, workdir
-from iclm.audit.sweep import DONE, FAILED, START
+from iclm.audit.sweep import DONE, FAILED, LOG, START
 from iclm.config import InputError
 
 LOOK_S = 1.0  # Between two looks whether another process still trains a run.
@@ -173,7 +173,7 @@ def _attempt(job: Job, tries: int, children: Children) -> bool:
       return False
     outputs.make_folder(job.folder)
     (job.folder / FAILED).unlink(missing_ok=True)
-    with open(job.folder / "log.txt", "a") as log:
+    with open(job.folder / LOG, "a") as log:
       code = children.call(job.command, log)
     if code == 0:
       job.mark()

@@ -30,7 +30,7 @@ def _report(c: Config, folder: pathlib.Path, result: train.Result) -> None:
   if c.study.shift.surface:
     found["update"] = update.run(c, folder, result.run, plain.run if plain else None)
   found["plain_base"] = {"sets": plain.sets, "train_s": plain.train_s} if plain else {}
-  path = folder / "results.json"
+  path = folder / workdir.RESULTS
   outputs.write_json(path, json.loads(path.read_text()) | found)
   if processes.is_first():
     _show(c, result, plain, found)

@@ -25,7 +25,7 @@ from absl import flags
 from experiments import cli, tables, tuning
 from experiments.jobs import Children, Job, run
 from iclm import config, outputs, train
-from iclm.audit.sweep import PLAN, START, read_plan
+from iclm.audit.sweep import LOG, PLAN, START, read_plan
 from iclm.config import InputError
 
 # What `get_sweep()` of a file returns; the systems and `every` are pairs of a key and its value.
@@ -66,7 +66,7 @@ def main(flag: flags.FlagValues) -> int:
     tables.show(rows)
     tables.compare(folder, sweep, rows, finished)
   for job in dead:
-    print(f"{job.system}/{job.folder.name} failed; see {job.folder / 'log.txt'}")
+    print(f"{job.system}/{job.folder.name} failed; see {job.folder / LOG}")
   return 1 if dead else 0
 
 

@@ -17,6 +17,7 @@ from tensorboardX.proto import event_pb2, summary_pb2
 from iclm import processes
 from iclm.config import InputError
 
+METRICS = "metrics.jsonl"
 _EVENTS: Any = event_pb2  # Their classes are made at import, where pyright sees none.
 _SUMMARIES: Any = summary_pb2
 
@@ -28,7 +29,7 @@ class Log:
   """
 
   def __init__(self, workdir: pathlib.Path, start: int, steps: int, title: str):
-    self._path = workdir / "metrics.jsonl"
+    self._path = workdir / METRICS
     try:
       lost = _cut_back(self._path, start)
       self._file = self._path.open("a")

@@ -5,13 +5,13 @@ import math
 import pathlib
 from typing import Any
 
-from iclm import inputs
+from iclm import inputs, progress, workdir
 from iclm.config import InputError
 
 
 def read_results(folder: pathlib.Path) -> dict[str, Any]:
   """The results.json of a finished run."""
-  path = folder / "results.json"
+  path = folder / workdir.RESULTS
   absent = f"there is no {path}; name the folder of a complete run, or of a sweep"
   results = inputs.read_json(path, absent)
   try:
@@ -28,7 +28,7 @@ def read_results(folder: pathlib.Path) -> dict[str, Any]:
 def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
   """The lines of a run's metrics.jsonl, in order, but for a last one that is not finished; none
   where there is no such file."""
-  path = folder / "metrics.jsonl"
+  path = folder / progress.METRICS
   if not path.exists():
     return []
   try:

@@ -210,5 +210,5 @@ def _trained(folder: pathlib.Path) -> list[Trained]:
       label, cost.of_metrics(files.read_metrics(at)), files.read_results(at).get("parameters")
     )
     for label, path in RUNS.items()
-    if ((at := folder / path) / "results.json").exists()
+    if ((at := folder / path) / workdir.RESULTS).exists()
   ]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from iclm import inputs
+from iclm import inputs, workdir
 from iclm.audit import cost, drawing, files
 from iclm.config import InputError
 from iclm.evals import determined, statistics
@@ -21,6 +21,7 @@ LEVEL = 0.95
 DONE = "done"  # Marks the folder of a run that came to its end,
 FAILED = "failed"  # and of one that failed as often as it was allowed to.
 PLAN = "sweep.json"  # {"systems": [...], "seeds": [...]}.
+LOG = "log.txt"  # What a run printed.
 ABSENT = "absent"
 START = "checkpoint.init_from"
 
@@ -62,7 +63,7 @@ class Spent(NamedTuple):
 
 def is_sweep(folder: pathlib.Path) -> bool:
   """Whether a folder is a sweep's: the plan, or runs within folders, and no run of its own."""
-  if (folder / "config.json").exists() or (folder / "results.json").exists():
+  if (folder / workdir.CONFIG).exists() or (folder / workdir.RESULTS).exists():
     return False
   return (folder / PLAN).exists() or any(_seeds(folder))
 
@@ -92,7 +93,7 @@ def content(folder: pathlib.Path) -> dict[str, Any]:
 def _seeds(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   """The folders of runs that a sweep's folder holds."""
   for path in folder.glob("*/*"):
-    marks = (DONE, FAILED, "config.json", "log.txt")
+    marks = (DONE, FAILED, workdir.CONFIG, LOG)
     if path.name.isdecimal() and any((path / mark).exists() for mark in marks):
       yield path
 
@@ -121,9 +122,9 @@ def _run(folder: pathlib.Path, system: str, seed: int) -> Run:
   at = folder / system / str(seed)
   state = "unfinished" if at.exists() else "not started"
   state = next((mark for mark in (DONE, FAILED) if (at / mark).exists()), state)
-  begun = (at / "config.json").exists()
-  config = inputs.read_json(at / "config.json", f"there is no config in {at}") if begun else {}
-  log = (at / "log.txt").read_text(errors="replace") if (at / "log.txt").exists() else ""
+  begun = (at / workdir.CONFIG).exists()
+  config = inputs.read_json(at / workdir.CONFIG, f"there is no config in {at}") if begun else {}
+  log = (at / LOG).read_text(errors="replace") if (at / LOG).exists() else ""
   return Run(
     system,
     seed,
