@@ -43,6 +43,12 @@ def test_configs_are_complete_and_survive_a_round_trip(name):
     ({"data.question": "none"}, "needs config.data.question"),
     ({"evaluation.best": "iid"}, "'acre_iid'"),
     ({"trains.only_experts": (7,)}, "names expert 7"),
+    ({"trains.only_experts": (1,), "trains.domain": False}, "needs config.trains.domain = True"),
+    (
+      {f"trains.{name}": False for name in ("base", "domain", "invariant", "router")},
+      r"nothing of the model moves: set one of config\.trains\.\{base, domain, invariant, router\}",
+    ),
+    ({"experts.projections": ("q", "q")}, r"projections = \('q', 'q'\) names one twice"),
     ({"dependence.kind": "joint_mi", "dependence.features": 65}, "64 classes"),
     ({"dependence.kind": "joint_mi"}, "needs config.dependence.given = 'none'"),
     ({"dependence.features": 0}, "needs config.dependence.features of 1 or more"),

@@ -74,6 +74,10 @@ def test_eight_devices_share_the_work_of_one():
   assert 1 / 8 <= found["8,1,1"] < 0.13 and 1 / 8 <= found["2,2,2"] <= 0.14
 
 
+TERMS = "beta", "dependence", "balance", "zloss"
+PLAIN = {"experts.kind": "none", "trains.base": True} | {f"loss.{name}": 0.0 for name in TERMS}
+
+
 @pytest.mark.parametrize(
   "change",
   [
@@ -84,6 +88,11 @@ def test_eight_devices_share_the_work_of_one():
     {"trains.base": True, "trains.lower": False, "model.trunk_layers": 2},
     {"compute": "all"},
     {"router.kind": "soft"},
+    {"compute": "all", "router.kind": "soft", "experts.count": 8},
+    {"compute": "all", "router.gradient": "all", "experts.count": 8},
+    {"trains.domain": False, "experts.invariant": False, "loss.dependence": 0.0},
+    PLAIN | {"combine": "concat"},
+    PLAIN | {"compute": "all", "experts.count": 8},
     {"experts.kind": "full", "trains.base": True, "model.remat": "full"},
     {"experts.kind": "full", "model.remat": "light"},
     {"model.trunk_layers": 2, "loss.aux": 0.1},

@@ -68,27 +68,23 @@ def test_an_idle_expert_stands_still(batch):
   assert moved["message"]["out"] > 0
 
 
-def seen_by(c, batch, route_B=None, **routed):
-  output = compose.Output(batch.tokens_BT, prompt_BP=batch.tokens_BT)
-  given = {"score_B": jnp.zeros(len(batch.tokens_BT)), "index_B": None} | routed
-  output = output._replace(routing=types.SimpleNamespace(**given))
-  return terms._seen(c, output, batch, compose.Intervention(route_B=route_B))
+@pytest.mark.parametrize("kind", ["gumbel", "random"])
+def test_usage_is_of_what_the_router_chose_whoever_was_made_to_serve(batch, kind):
+  def usage(swap):
+    changes = {"router__kind": kind, "router__usage_decay": 0.0, "perturb__swap": swap}
+    advance, state = runner(tiny(**changes))
+    return np.asarray(advance(state, batch, jax.random.key(1))[0].usage_E)
 
-
-def test_usage_is_of_what_the_router_chose_whoever_was_made_to_serve(batch):
-  # A router that sends all to expert 0; every other input is served by expert 2.
-  route_B = jnp.where(jnp.arange(8) % 2 == 1, 2, -1)
-  chose = {"logits_BE": jnp.zeros((8, 3)).at[:, 0].set(1.0)}
-  seen = seen_by(tiny(), batch, route_B, index_B=jnp.maximum(route_B, 0), **chose)
-  assert not seen.index_B.any()
-  drawn_B = jnp.arange(8) % 3  # A draw is the router's own, where nobody steps in.
-  same(seen_by(tiny(), batch, index_B=drawn_B, **chose).index_B, drawn_B)
+  chosen_E = usage(0.0)
+  assert len(set(chosen_E.tolist())) > 1
+  same(usage(0.9), chosen_E)
 
 
 def test_padding_is_no_token_that_a_router_chose_for(batch):
   by_token = tiny(router__level="token", router__kind="soft")
-  tokens_BT = jnp.zeros_like(batch.tokens_BT)
-  seen = seen_by(by_token, batch, index_B=tokens_BT, score_B=tokens_BT)
+  routed = types.SimpleNamespace(own_B=batch.tokens_BT, score_B=batch.tokens_BT)
+  output = compose.Output(batch.tokens_BT, routing=routed, prompt_BP=batch.tokens_BT)
+  seen = terms._seen(by_token, output, batch)
   same(seen.mask_B, batch.segment_BT > 0)
   assert not seen.mask_B.all()
 

@@ -86,16 +86,22 @@ def _streams(c: Config) -> int:
   return len(compose.streams(c))
 
 
+def _served(c: Config) -> int:
+  """Experts that a row meets."""
+  is_block = c.compute == "routed" and compose.is_block(c)
+  return c.experts.count + c.experts.invariant if is_block else 1
+
+
 def _learn(c: Config) -> bool:
   """Whether any expert moves."""
-  return c.trains.domain or c.trains.invariant
+  return c.trains.domain or (c.trains.invariant and c.experts.invariant)
 
 
 def _backward(c: Config) -> bool:
   """Whether a gradient passes the streams' layers: to what lies there or below, or to a route that
   weighs what lies there; the weight of one stream beside others is above them."""
   r = c.router
-  weighs = compose.is_block(c) or c.topology.kind == "around"
+  weighs = _served(c) > 1 or c.topology.kind == "around"
   routes = c.trains.router and r.straight_through and r.kind in LEARNED and weighs
   return _learn(c) or c.trains.base or routes
 
@@ -108,9 +114,8 @@ def _adapted(c: Config, moved: Collection[str], seen: float, n: int) -> float:
     own = e.projections if _learn(c) else ()
     return _layer(c, backward, {*moved, *own}, seen, n)
   wide = sum(sum(block.sizes(m)[name]) * _through(c, name, n) for name in e.projections)
-  served = e.count + e.invariant if compose.is_block(c) else 1
   again = 2 * (backward and m.remat == "full")
-  return _layer(c, backward, moved, seen, n) + served * e.rank * wide * (_products(c) + again)
+  return _layer(c, backward, moved, seen, n) + _served(c) * e.rank * wide * (_products(c) + again)
 
 
 def _products(c: Config) -> int:
@@ -120,21 +125,20 @@ def _products(c: Config) -> int:
 
 def _messages(c: Config) -> float:
   """Mean and spread read off the state, and what the message says: three products."""
-  if c.bottleneck.kind == "none":
+  if "none" in (c.bottleneck.kind, c.experts.kind):
     return 0.0
   rows = 2 if c.topology.kind == "around" else _streams(c)
-  served = c.experts.count + c.experts.invariant if compose.is_block(c) else 1
-  return rows * served * 3 * _products(c) * c.model.d_model * c.bottleneck.width
+  return rows * _served(c) * 3 * _products(c) * c.model.d_model * c.bottleneck.width
 
 
 def _heads(c: Config) -> float:
   """Logits of a position that counts: of the mix, and of each stream alone if that is trained."""
   vocab = c.model.vocab_size or c.data.tokenizer.vocab_size
   n_streams = len(compose.streams(c))
-  n = n_streams if c.combine in ("logits", "probas", "concat") else 1
+  n = n_streams if n_streams and c.combine in ("logits", "probas", "concat") else 1
   if c.experts.kind != "none" and c.loss.aux > 0:
     # A mean of logits has them already; a head on all streams is asked for each of them.
     n += {"residual": n_streams, "concat": n_streams**2}.get(c.combine, 0)
   moves = c.trains.base and (c.trains.lower or not c.model.tied)
-  moves = c.trains.combine if c.combine == "concat" else moves
+  moves = c.trains.combine if n_streams and c.combine == "concat" else moves
   return n * 2 * c.model.d_model * vocab * (2 + moves)

@@ -26,6 +26,10 @@ def _check_experts(c: Config) -> None:
   )
   require(len(e.projections) > 0, "config.experts.projections is empty: name at least one, e.g. q")
   require(
+    len(set(e.projections)) == len(e.projections),
+    f"config.experts.projections = {e.projections} names one twice",
+  )
+  require(
     m.trunk_layers < m.layers,
     f"config.model.trunk_layers = {m.trunk_layers} leaves no layer for the experts' adapters",
   )
@@ -49,10 +53,30 @@ def _check_experts(c: Config) -> None:
     c.router.level == "input" or c.compute == "routed",
     "config.router.level = 'token' has no config.compute = 'all'",
   )
+  _check_trains(c)
+
+
+def _check_trains(c: Config) -> None:
+  there = {
+    "base": True,
+    "domain": True,
+    "invariant": c.experts.invariant,
+    "router": c.router.kind in LEARNED,
+    "combine": c.combine == "concat",
+  }
+  names = [name for name, is_there in there.items() if is_there]
+  require(
+    any(getattr(c.trains, name) for name in names),
+    f"nothing of the model moves: set one of config.trains.{{{', '.join(names)}}} to True",
+  )
+  require(
+    c.trains.domain or not c.trains.only_experts,
+    f"config.trains.only_experts = {c.trains.only_experts} needs config.trains.domain = True",
+  )
   for i in c.trains.only_experts:
     require(
-      0 <= i < e.count,
-      f"config.trains.only_experts names expert {i}, but experts are 0..{e.count - 1}",
+      0 <= i < c.experts.count,
+      f"config.trains.only_experts names expert {i}, but experts are 0..{c.experts.count - 1}",
     )
 
 

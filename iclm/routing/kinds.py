@@ -26,7 +26,8 @@ class Routing(NamedTuple):
 
   logits_BE: Float[Array, "*B E"]  # Without noise; -inf for a disabled expert.
   weights_BE: Float[Array, "*B E"]  # One-hot for the hard kinds, whatever their gradient.
-  index_B: Int32[Array, "*B"]  # The expert that runs, or weighs most.
+  index_B: Int32[Array, "*B"]  # The expert that runs, or weighs most,
+  own_B: Int32[Array, "*B"]  # and the one that would, were no route forced.
   confidence_B: Float[Array, "*B"]  # softmax(logits) of that expert, in [0, 1]; no gradient.
   score_B: Float[Array, "*B"]  # RMS distance to the nearest prototype; 0 for the given kinds.
   losses: dict[str, Float[Array, ""]]  # Of the router's own choice, before any intervention.
@@ -95,6 +96,7 @@ def route(
     weights_BE = _forward_backward(jax.nn.one_hot(index_B, logits_BE.shape[-1]), weights_BE)
   if not straight_through:
     weights_BE = jax.lax.stop_gradient(weights_BE)
+  own_B = index_B
   if route_B is not None:
     index_B = jnp.where(route_B >= 0, route_B, index_B).astype(jnp.int32)
     forced_BE = jax.nn.one_hot(index_B, logits_BE.shape[-1])
@@ -105,7 +107,7 @@ def route(
   if kind in LEARNED:
     score_B = jax.lax.stop_gradient(jnp.sqrt(distance(emb_BP, prototypes_EP).min(-1)))
     losses = _losses(wish, row_mask_B)
-  return Routing(logits_BE, weights_BE, index_B, confidence_B, score_B, losses)
+  return Routing(logits_BE, weights_BE, index_B, own_B, confidence_B, score_B, losses)
 
 
 def temperature(

@@ -82,7 +82,7 @@ def loss(params, batch: Batch, key, n_tokens, *, config: Config, model: compose.
   loss, metrics = losses.total(terms, weights)
   hit = (output.logits_BTV.argmax(-1) == at.targets_BC) & (at.mask_BC > 0)
   metrics |= extra | {"loss_nats": loss, "token_accuracy": hit.sum() / jnp.maximum(n_tokens, 1)}
-  return loss, (metrics, _seen(config, output, batch, do))
+  return loss, (metrics, _seen(config, output, batch))
 
 
 def _without_frozen_gradients(config: Config, params):
@@ -96,17 +96,16 @@ def _without_frozen_gradients(config: Config, params):
   return params
 
 
-def _seen(config: Config, output: compose.Output, batch: Batch, do: compose.Intervention):
+def _seen(config: Config, output: compose.Output, batch: Batch):
   """Returns a Seen; None without experts."""
   routed: Any = output.routing
   if routed is None:
     return None
-  index_B, mask_B = routed.index_B, batch.prompt_mask_BT.any(axis=1)
+  mask_B = batch.prompt_mask_BT.any(axis=1)
   if config.router.level == "token":
     mask_B = batch.segment_BT > 0
-  if do.route_B is not None:  # What another expert was made to serve, the router still meant.
-    index_B = jnp.where(do.route_B >= 0, routed.logits_BE.argmax(axis=-1), index_B)
-  return Seen(index_B.astype(jnp.int32), output.prompt_BP, routed.score_B, mask_B)
+  # What another expert was made to serve, the router still meant.
+  return Seen(routed.own_B, output.prompt_BP, routed.score_B, mask_B)
 
 
 def _counted(config: Config, batch: Batch) -> Counted:
