@@ -10,9 +10,11 @@ NO_TERMS = dict.fromkeys((f.name for f in dataclasses.fields(config.Loss)), 0.0)
 UNPERTURBED = config.Perturb(drop=0.0, patch=0.0, swap=0.0, ramp=0)
 
 
-def fit(c: Config, folder: pathlib.Path, title: str) -> train.Result:
-  """Trains to the end; train.Interrupted where it was told to stop, if only while it evaluated."""
-  result = train.fit(c, folder, title)
+def fit(
+  c: Config, folder: pathlib.Path, title: str, free: tuple[tuple[str, ...], ...] = ()
+) -> train.Result:
+  """`train.fit`; train.Interrupted where it was told to stop, if only while it evaluated."""
+  result = train.fit(c, folder, title, free)
   if result.interrupted:
     raise train.Interrupted(
       f"interrupted at step {result.run.step}; the same command goes on from there"

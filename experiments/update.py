@@ -23,6 +23,11 @@ SLACK = 1.1  # Of an expert's share of a dense LoRA.
 ONE_SIDED, N_BOOT = 0.95, 2_000  # Of the bound on what the expert recovers.
 OURS, FULL, LORA = "iclm", "plain base", "dense LoRA"
 KEPT = "kept.jsonl"
+# Of an update, what lies in the folder of the run: that may be moved, or named in another way.
+PLACES = (
+  ("checkpoint", "init_from"), ("data", "train", "shifted", "jsonl"),
+  ("data", "train", "kept", "jsonl"),
+)  # fmt: skip
 # Of the sets, those whose accuracy is shown; see `_sets`.
 TITLES = {
   "shifted": "shifted", "same_surface": "rest of its surface, all sets",
@@ -178,7 +183,7 @@ def retrain(model: _Model, data: pathlib.Path, n: int, folder: pathlib.Path) -> 
   """The train loop with a mask, from the parameters of another run, on the first n examples; beside
   them, row by row, on as many of what stays as the config has rehearsed."""
   changed = _retraining(model.config, model.trains, model.lr, data, n, str(model.source))
-  return baselines.fit(changed, folder, f"update {folder.name}").run
+  return baselines.fit(changed, folder, f"update {folder.name}", PLACES).run
 
 
 def _retraining(

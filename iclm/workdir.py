@@ -66,8 +66,13 @@ def is_exported(workdir: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path, c: Config) -> Iterator[None]:
+def claim(
+  workdir: pathlib.Path, c: Config, free: tuple[tuple[str, ...], ...] = ()
+) -> Iterator[None]:
   """Makes the folder, or finds that it is this run's own; inside, no other process trains in it.
+
+  Args:
+    free: keys besides `FREE` in which the run may differ from what it was when it began.
 
   Raises:
     InputError: it holds another config's run (the first difference is named) or an exported one,
@@ -82,7 +87,7 @@ def claim(workdir: pathlib.Path, c: Config) -> Iterator[None]:
   with locked(workdir):
     path, mine = workdir / CONFIG, config.to_dict(c)
     if processes.of_first(path.exists()):  # Asked before any process writes it.
-      found = config.difference(_told(workdir), mine, FREE)
+      found = config.difference(_told(workdir), mine, (*FREE, *free))
       if found is not None:
         raise InputError(
           f"{workdir} holds another config's run: {found} here; choose another --workdir"

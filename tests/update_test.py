@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import shutil
 import types
 
 import jax
@@ -146,6 +148,16 @@ def test_the_baselines_of_any_config_read_back(data, changes):  # noqa: F811
   c = config.from_config_dict(small_config(data, **CHANGES | changes))
   for made in (baselines.plain(c), baselines.dense_lora(c)):
     assert config.from_config_dict(config.to_dict(made)) == made
+
+
+def test_a_study_goes_on_where_its_folder_was_moved_to(studied, tmp_path):
+  folder, result = studied
+  moved = pathlib.Path(shutil.copytree(folder, tmp_path / "moved"))
+  found = json.loads((moved / "results.json").read_text())
+  study.report(result.run.config, moved, result)
+  again = json.loads((moved / "results.json").read_text())
+  # What was trained is read, not trained anew, and is what it was.
+  assert again["update"] == found["update"]
 
 
 def test_costs_and_recovery_are_told(studied):

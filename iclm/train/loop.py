@@ -51,13 +51,16 @@ class Result(NamedTuple):
   interrupted: bool
 
 
-def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
+def fit(
+  c: Config, folder: pathlib.Path, title: str, free: tuple[tuple[str, ...], ...] = ()
+) -> Result:
   """Trains to the last step, from wherever the folder's newest good checkpoint left off.
 
   Writes config.json, tokenizer.json, metrics.jsonl, TensorBoard, checkpoints and results.json.
 
   Args:
     title: what the progress calls this run.
+    free: see `workdir.claim`.
 
   Raises:
     InputError: config, data, devices or folder are at fault, or another process trains there.
@@ -84,7 +87,7 @@ def fit(c: Config, folder: pathlib.Path, title: str) -> Result:
     for examples in sets.values():  # And here what would cost a run its end.
       accuracy.check(examples, new, c)
       determined.check(examples)
-  with workdir.claim(folder, c):
+  with workdir.claim(folder, c, free):
     if new is not None:
       workdir.keep_tokenizer(folder, new)
     tokenizer = workdir.kept_tokenizer(folder, template)
