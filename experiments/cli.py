@@ -27,7 +27,8 @@ INTERRUPTED = 143
 CACHE = pathlib.Path("~/.cache/iclm/xla").expanduser()
 # What reading a file of Python that somebody else wrote may raise.
 BROKEN = (
-  AttributeError, ImportError, KeyError, NameError, SyntaxError, TypeError, ValueError,
+  ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError,
+  RuntimeError, SyntaxError, TypeError, ValueError,
 )  # fmt: skip
 PIPED_WIDTH = 200  # Columns of a table that goes to a file or another program.
 
@@ -73,6 +74,9 @@ def _outcome(main: Callable[[], int | None]) -> tuple[int, bool]:
     return main() or 0, True
   except config.InputError as error:
     return _say(str(error)), False
+  except KeyboardInterrupt:  # Outside of what ends in order: while data are read, say.
+    progress.tell("interrupted; the same command goes on", sys.stderr)
+    return INTERRUPTED, False
   except train.Interrupted as error:
     progress.tell(str(error), sys.stdout)
     return INTERRUPTED, True

@@ -228,5 +228,6 @@ if __name__ == "__main__":
   flags.DEFINE_list("systems", [], "Names of the systems to run; all of them if not given.")
   flags.DEFINE_list("seeds", [], "Seeds to run; those of the sweep if not given.")
   flags.DEFINE_multi_string("override", [], "key=value for every run, such as steps=100.")
+  flags.register_validator("workdir", lambda name: name != "", "--workdir= names no folder")
   flags.mark_flags_as_required(["sweep", "workdir"])
   cli.run(main)

@@ -37,5 +37,6 @@ if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", None, "A file of configs/.", short_name="c")
   flags.DEFINE_string("workdir", None, "The run's folder; one run each.")
   hosts.define()
+  flags.register_validator("workdir", lambda name: name != "", "--workdir= names no folder")
   flags.mark_flags_as_required(["config", "workdir"])
   cli.run(main)

@@ -184,7 +184,7 @@ def open_log(workdir: pathlib.Path, start: int, steps: int, title: str) -> Log:
 
 
 def _cut_back(path: pathlib.Path, start: int) -> int:
-  """Drops the lines of steps behind `start`, and a last line that a crash left unfinished.
+  """Drops the lines of steps behind `start`, and those that are none: a crash leaves a last one.
 
   Returns:
     the last step that was logged, 0 if none was.
@@ -193,13 +193,20 @@ def _cut_back(path: pathlib.Path, start: int) -> int:
     return 0
   kept, last = [], 0
   for line in path.read_text("utf-8", "replace").splitlines():
-    try:
-      last = json.loads(line)["step"]
-    except (ValueError, KeyError):
-      break
-    if last <= start:
+    step = _step_of(line)
+    last = max(last, step)
+    if 0 <= step <= start:
       kept.append(line + "\n")
   beside = path.with_suffix(".tmp")
   beside.write_text("".join(kept))
   os.replace(beside, path)
   return last
+
+
+def _step_of(line: str) -> int:
+  """The step that a line is about; -1 where it is not a whole one."""
+  try:
+    step = json.loads(line)["step"]
+  except (ValueError, KeyError, TypeError):
+    return -1
+  return step if isinstance(step, int) else -1

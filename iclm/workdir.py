@@ -21,7 +21,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -86,6 +86,7 @@ def claim(
   outputs.make_folder(workdir)
   with locked(workdir):
     path, mine = workdir / CONFIG, config.to_dict(c)
+    there = {name for name in (CONFIG, TOKENIZER, CHAT) if (workdir / name).exists()}
     if processes.of_first(path.exists()):  # Asked before any process writes it.
       found = config.difference(_told(workdir), mine, (*FREE, *free))
       if found is not None:
@@ -99,7 +100,22 @@ def claim(
         f"process {jax.process_index()} was started with another config than process 0: {found} "
         "here; give every process the same flags"
       )
-    yield
+    try:
+      yield
+    except InputError:
+      if processes.is_first():
+        _leave(workdir, there)
+      raise
+
+
+def _leave(workdir: pathlib.Path, there: Collection[str]) -> None:
+  """Takes away what makes a folder a run's, where its first command came to nothing: with what was
+  wrong put right, it is another config's."""
+  if (workdir / CHECKPOINTS).exists():
+    return
+  with contextlib.suppress(OSError):
+    for name in {CONFIG, TOKENIZER, CHAT} - set(there):
+      (workdir / name).unlink(missing_ok=True)
 
 
 def is_held(workdir: pathlib.Path) -> bool:

@@ -265,3 +265,17 @@ def test_what_a_console_cannot_show_costs_nothing_else(monkeypatch):
   monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii", write_through=True))
   assert cli.told(lambda: print("a → b")) == 0
   assert shown.getvalue() == b"a ? b\n"
+
+
+def test_ctrl_c_is_told_wherever_it_comes(capsys):
+  def stopped():
+    raise KeyboardInterrupt
+
+  assert cli.told(stopped) == cli.INTERRUPTED
+  assert "interrupted; the same command goes on" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_name_is_none():
+  # What follows would be refused, too, before anything is written.
+  done = run("--config=configs/quickstart.py", "--config.steps=-1", "--workdir=")
+  assert done.returncode == 2 and "--workdir= names no folder" in done.stderr

@@ -42,6 +42,11 @@ def test_configs_are_complete_and_survive_a_round_trip(name):
     ({"experts.invariant": False}, "config.experts.invariant"),
     ({"data.question": "none"}, "needs config.data.question"),
     ({"evaluation.best": "iid"}, "'acre_iid'"),
+    (
+      {"data.train.acre.tfds": "", "data.train.acre.acre": "text", "data.train.acre.limit": 3},
+      r"acre\.limit = 3 says nothing of acre data; leave it out",
+    ),
+    ({"evaluation.sets.acre_iid.ramp": 3}, r"acre_iid\.ramp = 3 says nothing of (jsonl|tfds) data"),
     ({"trains.only_experts": (7,)}, "names expert 7"),
     ({"trains.only_experts": (1,), "trains.domain": False}, "needs config.trains.domain = True"),
     (

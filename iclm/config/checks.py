@@ -135,6 +135,13 @@ def _check_data(c: Config) -> None:
       for key in ("limit", "ramp"):
         value = getattr(s, key)
         require(value >= 0, f"config.{group}.{name}.{key} = {value} must not be negative")
+      reads = {"limit": not s.acre, "ramp": bool(s.acre), "split": not s.jsonl}
+      for key in (key for key, is_read in reads.items() if not is_read):
+        require(
+          not getattr(s, key),
+          f"config.{group}.{name}.{key} = {getattr(s, key)!r} says nothing of {given[0]} data; "
+          "leave it out",
+        )
   for name, s in c.data.train.items():
     require(
       s.weight > 0,

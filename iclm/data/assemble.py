@@ -100,6 +100,17 @@ def sources(c: config.Config) -> dict[str, pipeline.Source]:
   return {name: _source(s, c) for name, s in c.data.train.items()}
 
 
+def digests(c: config.Config, found: Mapping[str, pipeline.Source]) -> dict[str, str]:
+  """SHA-256 of each of a config's sources that ends, which a run must not be without its knowing.
+
+  Args:
+    found: of `sources`.
+  """
+  finite = {name: rows for name, rows in found.items() if not c.data.train[name].acre}
+  every = lambda rows: itertools.chain.from_iterable(rows[i] for i in range(len(rows)))
+  return {name: overlap.digest(every(rows)) for name, rows in finite.items()}
+
+
 def training_rows(c: config.Config) -> grain.MapDataset:
   """The endless mixture of a config's training sources, a pure function of (seed, index)."""
   return mixed(c, sources(c))
@@ -174,7 +185,7 @@ def loader(
     rows=training,
     tokenizer=tok,
     domains=c.data.domains,
-    named=c.loss.group_dro > 0,
+    named=c.loss.group_dro > 0 or c.router.kind == "oracle",
     batch_size=c.batch_size,
     seq_len=c.data.seq_len,
     question=c.data.asks,

@@ -146,7 +146,8 @@ class Loader:
       if self.named and index < 0:
         raise InputError(
           f"{group[0].id}: its domain {group[0].domain!r} is none of config.data.domains, by which "
-          f"config.loss.group_dro weighs: {nearest(group[0].domain, self.domains)}"
+          "config.loss.group_dro weighs and config.router.kind = 'oracle' routes: "
+          f"{nearest(group[0].domain, self.domains)}"
         )
     batch = _stack(packed, domain_B)
     return batch._replace(read_BD=prompt_cache.stack(groups))

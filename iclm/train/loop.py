@@ -105,10 +105,12 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, sources, tokenizer, 
   k_init, k_run = jax.random.split(jax.random.key(c.seed))
   advance = step.make_train_step(c, model, tx, mesh)
   meta, provenance = workdir.meta(c, tokenizer), workdir.provenance(c)
+  meta["data_sha256"] = assemble.digests(c, sources)
   due = lambda n, every: n == c.steps or (every > 0 and n % every == 0)
 
   with workdir.checkpoints(folder, c) as saves:
     restored = saves.restore(step.abstract_state(c, model, tx, mesh))
+    _check_data(folder, restored, meta["data_sha256"])
     state = restored.state if restored else start.fresh(c, model, tx, mesh, k_init, loader)
     first = n = restored.step if restored else 0
     if c.keeps_prompts:
@@ -153,6 +155,18 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, sources, tokenizer, 
     outputs.write_json(folder / workdir.RESULTS, results)
   run = workdir.Run(c, model, state.params, tokenizer, mesh, n)
   return Result(run, scored, train_s, interrupted)
+
+
+def _check_data(folder: pathlib.Path, restored: Restored | None, mine: dict[str, str]) -> None:
+  """Raises InputError where a run would go on with other data than it began with."""
+  # Checkpoints of before this was kept have none of it.
+  theirs = restored.meta.get("data_sha256", mine) if restored else mine
+  changed = [name for name in mine if theirs.get(name) != mine[name]]
+  if changed:
+    raise config.InputError(
+      f"the data of config.data.train.{changed[0]} are not those that the run in {folder} was "
+      "trained on so far; put them back, or choose another --workdir"
+    )
 
 
 class _Past:
