@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from iclm.config import expert_checks
+from iclm.config.data_schema import Source
 from iclm.config.errors import multiple, nearest, require
 from iclm.config.schema import Config
 
@@ -119,6 +120,23 @@ def _check_positions(c: Config) -> None:
   )
 
 
+def _check_source(where: str, s: Source) -> None:
+  given = [k for k in ("tfds", "jsonl", "acre") if getattr(s, k)]
+  require(
+    len(given) == 1,
+    f"{where} must give exactly one of tfds, jsonl and acre, not {given or 0}",
+  )
+  for key in ("limit", "ramp"):
+    value = getattr(s, key)
+    require(value >= 0, f"{where}.{key} = {value} must not be negative")
+  reads = {"limit": not s.acre, "ramp": bool(s.acre), "split": not s.jsonl}
+  for key in (key for key, is_read in reads.items() if not is_read):
+    require(
+      not getattr(s, key),
+      f"{where}.{key} = {getattr(s, key)!r} says nothing of {given[0]} data; leave it out",
+    )
+
+
 def _check_data(c: Config) -> None:
   require(len(c.data.train) > 0, "config.data.train names no source")
   require(
@@ -127,21 +145,7 @@ def _check_data(c: Config) -> None:
   )
   for group, sources in (("data.train", c.data.train), ("evaluation.sets", c.evaluation.sets)):
     for name, s in sources.items():
-      given = [k for k in ("tfds", "jsonl", "acre") if getattr(s, k)]
-      require(
-        len(given) == 1,
-        f"config.{group}.{name} must give exactly one of tfds, jsonl and acre, not {given or 0}",
-      )
-      for key in ("limit", "ramp"):
-        value = getattr(s, key)
-        require(value >= 0, f"config.{group}.{name}.{key} = {value} must not be negative")
-      reads = {"limit": not s.acre, "ramp": bool(s.acre), "split": not s.jsonl}
-      for key in (key for key, is_read in reads.items() if not is_read):
-        require(
-          not getattr(s, key),
-          f"config.{group}.{name}.{key} = {getattr(s, key)!r} says nothing of {given[0]} data; "
-          "leave it out",
-        )
+      _check_source(f"config.{group}.{name}", s)
   for name, s in c.data.train.items():
     require(
       s.weight > 0,
