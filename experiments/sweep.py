@@ -58,13 +58,13 @@ def main(flag: flags.FlagValues) -> int:
     dead += launch(jobs)
   if children.stopped:
     raise train.Interrupted("interrupted; the same command goes on")
-  finished = [job for job in [*bases, *jobs] if job.done]
-  finished += _earlier(sweep, jobs_of(sweep, folder, flag.override, planned), finished)
-  rows = tables.gather(finished)
+  there = [*bases, *jobs]
+  there += _earlier(sweep, jobs_of(sweep, folder, flag.override, planned), there)
+  rows = tables.gather(there)
   if rows:
     tables.write_table(folder / "table.csv", rows)
     tables.show(rows)
-    tables.compare(folder, sweep, rows, finished)
+    tables.compare(folder, sweep, rows, there)
   for job in dead:
     print(f"{job.system}/{job.folder.name} failed; see {job.folder / LOG}")
   return 1 if dead else 0
@@ -205,9 +205,10 @@ def plan(folder: pathlib.Path, sweep: Any, jobs: Sequence[Job]) -> list[str]:
   return told["systems"]
 
 
-def _earlier(sweep: Any, jobs: Sequence[Job], finished: Sequence[Job]) -> list[Job]:
-  """Of all jobs those that another command has finished; says which are left out, and why."""
-  mine, found = {job.folder for job in finished}, []
+def _earlier(sweep: Any, jobs: Sequence[Job], asked: Sequence[Job]) -> list[Job]:
+  """Of the jobs that were not asked for, those that another command has finished; says which are
+  left out, and why."""
+  mine, found = {job.folder for job in asked}, []
   for job in jobs:
     if job.folder in mine:
       continue

@@ -209,9 +209,11 @@ def _groups(column: Column, systems: Sequence[str]) -> drawing.Heat:
   values = collections.defaultdict(list)
   for run, found in column.runs:
     # Exact match of what is determined in part would be noise.
-    part = found.get("determined", {})
-    of_rest = found["by_group"] if not part or "rest" in part else {}
-    for group, what in (of_rest | part.get("by_configuration", {})).items():
+    part = found.get("determined")
+    shown = part["by_configuration"] if part else {}
+    if not part or "rest" in part:
+      shown = found["by_group"] | shown
+    for group, what in shown.items():
       values[run.system, group].append(what["accuracy"])
   groups = list(dict.fromkeys(group for _, group in values))
   mine = [s for s in systems if any((s, group) in values for group in groups)]

@@ -76,10 +76,11 @@ def measured(found: Mapping[str, Any]) -> Mapping[str, Any]:
   Args:
     found: of `accuracy.summarise`, with what `report` adds.
   """
-  part = found.get("determined", found)
-  rest = part.get("rest", {"n": 0, "accuracy": 0.0})
-  n = part["n"] + rest["n"]
-  return {"n": n, "accuracy": sum(of["n"] * of["accuracy"] for of in (part, rest)) / n}
+  part = found["determined"] if "determined" in found else found
+  if "rest" not in part:
+    return {"n": part["n"], "accuracy": part["accuracy"]}
+  n = part["n"] + part["rest"]["n"]
+  return {"n": n, "accuracy": sum(of["n"] * of["accuracy"] for of in (part, part["rest"])) / n}
 
 
 def _solved(example: Example) -> tuple[str, str] | None:
