@@ -40,7 +40,7 @@ from absl import flags
 from configs import bench as sizes
 from experiments import cases, cli, loops
 from experiments.cases import Case
-from iclm import axes, config, outputs, workdir
+from iclm import axes, config, outputs, provenance
 from iclm.audit import chips, hlo, work
 from iclm.config import Config, InputError
 from iclm.nn import attention
@@ -67,7 +67,7 @@ def main(flag: flags.FlagValues) -> int:
     "repeats": flag.repeats,
     "figures": figures,
     "cases": {case.name: case.told() for case in found},
-    "provenance": workdir.provenance(c),
+    "provenance": provenance.of(c),
   }
   outputs.write_json(config.path(flag.out), report)
   _show(found, figures)

@@ -24,7 +24,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli
-from iclm import axes, config, outputs, sharding, workdir
+from iclm import axes, config, outputs, provenance, sharding
 from iclm.audit import chips, pod
 from iclm.config import Config, InputError
 from iclm.nn import attention
@@ -52,7 +52,7 @@ def main(flag: flags.FlagValues) -> int:
     sentence = f"the step does not fit {flag.topology}: {told['compiler']}"
     print(f"{sentence}\n{_advice(told['would_fit'], flag.search_s)}")
   if flag.out:
-    told |= {"config": config.to_dict(c), "provenance": workdir.provenance(c)}
+    told |= {"config": config.to_dict(c), "provenance": provenance.of(c)}
     outputs.write_json(config.path(flag.out), told)
   return 0 if told["fits"] else 3
 

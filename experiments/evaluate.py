@@ -15,7 +15,7 @@ import rich.table
 from absl import flags
 
 from experiments import cli, seeds
-from iclm import config, outputs, progress, workdir
+from iclm import config, outputs, progress, provenance, workdir
 from iclm.config import InputError
 from iclm.data import assemble
 from iclm.data.records import Example
@@ -58,8 +58,8 @@ def main(flag: flags.FlagValues) -> int:
       print(f"{path}: {summary['n_truncated']} rows lost tokens from the left of their context")
   examined = _examine(flag, subject, others, examples)
   # Of the run, whatever the mesh that it was read onto.
-  provenance = workdir.provenance(workdir.config_of(folder))
-  outputs.write_json(out, {"step": run.step, "sets": sets, "provenance": provenance} | examined)
+  about = provenance.of(workdir.config_of(folder))
+  outputs.write_json(out, {"step": run.step, "sets": sets, "provenance": about} | examined)
   _show(sets)
   return 0
 

@@ -20,7 +20,7 @@ from absl import flags
 
 from configs import base, presets
 from experiments import baselines, cli
-from iclm import config, outputs, workdir
+from iclm import config, outputs, provenance
 from iclm.data import raven
 from iclm.data.raven import world
 from iclm.evals import statistics
@@ -77,7 +77,7 @@ def _measure(
     "high": estimate.high,
     "tight": estimate.high <= CHANCE + SLACK,
     "train_s": result.train_s,
-    "provenance": workdir.provenance(c),
+    "provenance": provenance.of(c),
   }
 
 

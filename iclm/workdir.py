@@ -14,13 +14,8 @@ params/         in their place, in the folder of a run that was exported: its pa
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
-import subprocess
 from collections.abc import Collection, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -41,7 +36,6 @@ CONFIG, TOKENIZER, CHAT, RESULTS = "config.json", "tokenizer.json", "chat.json",
 CHECKPOINTS, PARAMS = "checkpoints", "params"
 At = int | Literal["best"]  # Which checkpoint.
 LOCK = ".lock"  # Held by whoever trains here.
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 
 
 class Run(NamedTuple):
@@ -284,32 +278,3 @@ def checkpoints(workdir: pathlib.Path, c: Config) -> Checkpoints:
   """The checkpoints of a run; use it as a context. The metric is an accuracy."""
   name, keep = PARAMS if is_exported(workdir) else CHECKPOINTS, c.checkpoint
   return Checkpoints(workdir / name, keep=keep.keep, best=keep.best)
-
-
-def provenance(c: Config) -> dict[str, Any]:
-  """Commit, config hash, versions and devices: what is needed to do a run again."""
-  device = jax.devices()[0]
-  return {
-    "commit": _git("rev-parse", "HEAD"),
-    "dirty": _git("status", "--porcelain") not in ("", None),
-    "config_sha256": config_sha256(c),
-    "seed": c.seed,
-    "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
-    | {"python": platform.python_version()},
-    "device": {"kind": device.device_kind, "count": jax.device_count(), "cores": os.cpu_count()},
-  }
-
-
-def config_sha256(c: Config) -> str:
-  """Names a config; a key that the library has gained since gives another name."""
-  return hashlib.sha256(json.dumps(config.to_dict(c), sort_keys=True).encode()).hexdigest()
-
-
-def _git(*args: str) -> str | None:
-  """Output of git in the folder of this package; None where it is no checkout."""
-  here = pathlib.Path(__file__).parent
-  try:
-    done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True)
-  except (OSError, subprocess.CalledProcessError):
-    return None
-  return done.stdout.strip()

@@ -13,7 +13,7 @@ FLOORS = (
     *("nn", "routing", "information", "losses", "optim", "sharding"),
     *("inputs", "manifest", "processes"),
   ),
-  ("experts", "data", "outputs", "progress"),
+  ("experts", "data", "outputs", "progress", "provenance"),
   ("compose",),
   ("step", "checkpoints", "hf", "generate"),
   ("evals", "workdir"),

@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny
 from hypothesis import strategies as st
 
-from iclm import config, workdir
+from iclm import config, provenance
 from iclm.audit import cost, drawing, files, report, run
 from iclm.config import InputError
 from iclm.evals import statistics
@@ -268,7 +268,7 @@ def test_cost_adds_up_over_sittings():
 def test_an_evaluation_by_a_later_library_is_of_the_same_run(tmp_path):
   c = tiny()
   (write(tmp_path) / "config.json").write_text(json.dumps(config.to_dict(c)))
-  later = EXAMINED | {"provenance": {"config_sha256": workdir.config_sha256(c)}}
+  later = EXAMINED | {"provenance": {"config_sha256": provenance.config_sha256(c)}}
   (tmp_path / "out.json").write_text(json.dumps(later))
   assert "evaluated afterwards" in report.render(tmp_path, tmp_path / "out.json")
 

@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import tiny
 
-from iclm import outputs, workdir
+from iclm import outputs, provenance, workdir
 from iclm.config import InputError
 
 
@@ -94,6 +94,6 @@ def test_a_folder_that_failed_goes_though_a_thread_of_its_writer_still_writes(tm
 
 
 def test_provenance_names_what_made_a_run():
-  found = workdir.provenance(tiny())
+  found = provenance.of(tiny())
   assert {"commit", "dirty", "config_sha256", "seed", "versions", "device"} <= set(found)
-  assert found["config_sha256"] != workdir.provenance(tiny(seed=1))["config_sha256"]
+  assert found["config_sha256"] != provenance.of(tiny(seed=1))["config_sha256"]

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from iclm import inputs, workdir
+from iclm import inputs, provenance, workdir
 from iclm.audit import cost, drawing, files
 from iclm.config import InputError
 from iclm.evals import statistics
@@ -117,7 +117,7 @@ def _check_same_run(folder: pathlib.Path, results, examined: pathlib.Path, more)
   if theirs == ours:
     return
   # The library may have gained keys between the training and the evaluation.
-  now = {workdir.config_sha256(workdir.config_of(p.parent)) for p in folder.glob(workdir.CONFIG)}
+  now = {provenance.config_sha256(workdir.config_of(p.parent)) for p in folder.glob(workdir.CONFIG)}
   if theirs not in now:
     raise InputError(f"{examined} is about another run than {folder}: their configs differ")
 

@@ -19,6 +19,7 @@ from iclm import (
   outputs,
   processes,
   progress,
+  provenance,
   sharding,
   step,
   workdir,
@@ -104,7 +105,7 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, sources, tokenizer, 
   evaluate = _Evaluator(c, model, tokenizer, mesh, sets)
   k_init, k_run = jax.random.split(jax.random.key(c.seed))
   advance = step.make_train_step(c, model, tx, mesh)
-  meta, provenance = workdir.meta(c, tokenizer), workdir.provenance(c)
+  meta, about = workdir.meta(c, tokenizer), provenance.of(c)
   meta["data_sha256"] = assemble.digests(c, sources)
   due = lambda n, every: n == c.steps or (every > 0 and n % every == 0)
 
@@ -116,7 +117,7 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, sources, tokenizer, 
     if c.keeps_prompts:
       known = prompts.keep(c, model, state, mesh, loader, sources, folder)
       loader = dataclasses.replace(loader, rows=assemble.mixed(c, known))
-    past = _Past.of(restored, provenance)
+    past = _Past.of(restored, about)
     scored: dict[str, Any] = {}
     with (
       progress.open_log(folder, first, c.steps, title) as log,
@@ -147,10 +148,10 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, sources, tokenizer, 
   train_s = told["train_s"] if told else past.train_s
   if n == c.steps and not told:
     data = assemble.provenance(training, c.steps * c.batch_size, sets)
-    provenance |= {"data": data, "starts": past.starts}
+    about |= {"data": data, "starts": past.starts}
     sizes = {name: locality.size(state.params, [name]) for name in state.params}
     results = {
-      "sets": scored, "train_s": train_s, "parameters": sizes, "provenance": provenance
+      "sets": scored, "train_s": train_s, "parameters": sizes, "provenance": about
     }  # fmt: skip
     outputs.write_json(folder / workdir.RESULTS, results)
   run = workdir.Run(c, model, state.params, tokenizer, mesh, n)
@@ -176,9 +177,9 @@ class _Past:
     self._begun, self.starts = begun, starts
 
   @classmethod
-  def of(cls, restored: Restored | None, provenance: dict[str, Any]) -> "_Past":
+  def of(cls, restored: Restored | None, about: dict[str, Any]) -> "_Past":
     step, meta = (restored.step, restored.meta) if restored else (0, {})
-    start = {"step": step, "commit": provenance["commit"], "dirty": provenance["dirty"]}
+    start = {"step": step, "commit": about["commit"], "dirty": about["dirty"]}
     # Checkpoints of before this was kept have none of it.
     return cls(time.monotonic() - meta.get("train_s", 0.0), [*meta.get("starts", []), start])
 
