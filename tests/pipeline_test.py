@@ -149,7 +149,7 @@ def test_truncated_rows_are_counted():
   # bos c <i> \n q <answer>: 6 tokens up to i = 9, 8 from 10 on; at most 6 fit.
   source = pipeline.mixture([FINITE[6:14]], [1.0], 0, [False])
   reader = loader(source, seq_len=6, too_long="truncate_left")
-  assert sum(row.n_cut > 0 for row in reader._pack(reader._groups(0))) == 4
+  assert sum(row.n_cut > 0 for row in reader.lay_out(reader._groups(0))[0]) == 4
   with pytest.raises(InputError, match=r"d10: the row needs 8 tokens and seq_len is 6"):
     loader(source, seq_len=6).batch(0)
 

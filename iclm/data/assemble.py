@@ -100,15 +100,19 @@ def sources(c: config.Config) -> dict[str, pipeline.Source]:
   return {name: _source(s, c) for name, s in c.data.train.items()}
 
 
+def finite(c: config.Config, found: Mapping[str, pipeline.Source]) -> dict[str, pipeline.Source]:
+  """Those of a config's `sources` that end."""
+  return {name: rows for name, rows in found.items() if not c.data.train[name].acre}
+
+
 def digests(c: config.Config, found: Mapping[str, pipeline.Source]) -> dict[str, str]:
-  """SHA-256 of each of a config's sources that ends, which a run must not be without its knowing.
+  """SHA-256 of each of a config's sources that ends, of which a run notices a change.
 
   Args:
     found: of `sources`.
   """
-  finite = {name: rows for name, rows in found.items() if not c.data.train[name].acre}
   every = lambda rows: itertools.chain.from_iterable(rows[i] for i in range(len(rows)))
-  return {name: overlap.digest(every(rows)) for name, rows in finite.items()}
+  return {name: overlap.digest(every(rows)) for name, rows in finite(c, found).items()}
 
 
 def training_rows(c: config.Config) -> grain.MapDataset:

@@ -129,10 +129,27 @@ class Loader:
     """Returns this process's rows of the batch of a step, equal on every call.
 
     Raises:
-      InputError: see `rows.pack_all`; or a row has more targets that count than `counted`.
+      InputError: see `lay_out`.
     """
     groups = self._groups(step)
-    packed = self._pack(groups)
+    packed, domain_B = self.lay_out(groups)
+    return _stack(packed, domain_B)._replace(read_BD=prompt_cache.stack(groups))
+
+  def lay_out(self, groups: Sequence[Sequence[Example]]) -> tuple[list[Row], list[int]]:
+    """Rows of groups with one context each, and their domains.
+
+    Raises:
+      InputError: see `rows.pack_all`; or a row has more targets that count than `counted`, or a
+        domain without a name where that is an error.
+    """
+    packed = rows_lib.pack_all(
+      groups,
+      self.tokenizer,
+      seq_len=self.seq_len,
+      question=self.question,
+      loss=self.loss,
+      too_long=self.too_long,
+    )
     for row, group in zip(packed, groups, strict=True):
       n = int((row.loss_mask_T > 0).sum())
       if 0 < self.counted < n:
@@ -149,8 +166,7 @@ class Loader:
           "config.loss.group_dro weighs and config.router.kind = 'oracle' routes: "
           f"{nearest(group[0].domain, self.domains)}"
         )
-    batch = _stack(packed, domain_B)
-    return batch._replace(read_BD=prompt_cache.stack(groups))
+    return packed, domain_B
 
   def ids(self, step: int) -> list[str]:
     """Returns the ids of all examples of a step, to name a batch that went wrong."""
@@ -180,16 +196,6 @@ class Loader:
     n = self.batch_size // self.n_shares
     start = step * self.batch_size + self.share * n
     return [self.rows[index] for index in range(start, start + n)]
-
-  def _pack(self, groups: list[list[Example]]) -> list[Row]:
-    return rows_lib.pack_all(
-      groups,
-      self.tokenizer,
-      seq_len=self.seq_len,
-      question=self.question,
-      loss=self.loss,
-      too_long=self.too_long,
-    )
 
 
 def fill(rows: Sequence[Row], domain: Sequence[int], size: int, tokenizer: Tokenizer) -> Batch:

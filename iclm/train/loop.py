@@ -88,6 +88,8 @@ def fit(
     for examples in sets.values():  # And here what would cost a run its end.
       accuracy.check(examples, new, c)
       determined.check(examples)
+    loader = assemble.loader(c, training, new, *sharding.share(mesh))
+    start.check_rows(loader, assemble.finite(c, sources))
   with workdir.claim(folder, c, free):
     if new is not None:
       workdir.keep_tokenizer(folder, new)

@@ -1,18 +1,21 @@
 """What a run starts with: its tokenizer, and its state, fresh or of another run."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclm import compose, config, hf, processes, routing, sharding, step, workdir
+from iclm import compose, config, hf, processes, progress, routing, sharding, step, workdir
 from iclm.config import Config, InputError
 from iclm.data import assemble, pipeline
 from iclm.data.tokenizer import Tokenizer
 
 # Prompts that the router's prototypes are fitted on, and how.
 FIT_PROMPTS, FIT_ITERATIONS, FIT_RESTARTS = 1024, 30, 8
+TRIED = 1_000  # Rows that are tried together,
+TOLD = 100 * TRIED  # and how many take long enough to be told of.
 _FIT = 100  # Folded into the key of a model, which is split into fewer for its parts.
 
 
@@ -29,6 +32,19 @@ def new_tokenizer(c: Config, training) -> Tokenizer:
       f"config.checkpoint.init_from = {str(source)!r} is no run: it has no tokenizer"
     )
   return found
+
+
+def check_rows(loader: pipeline.Loader, sources: Mapping[str, pipeline.Source]) -> None:
+  """Raises InputError where a row fits no batch, which a run might come to after days.
+
+  Args:
+    sources: that end.
+  """
+  for name, rows in sources.items():
+    starts = range(0, len(rows), TRIED)
+    watched = progress.watch(starts, len(starts), f"thousands of rows of {name} tried")
+    for i in watched if len(rows) > TOLD else starts:
+      loader.lay_out([rows[j] for j in range(i, min(i + TRIED, len(rows)))])
 
 
 def fresh(c: Config, model: compose.Model, tx, mesh, key, loader: pipeline.Loader):
