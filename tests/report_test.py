@@ -129,6 +129,7 @@ def test_evaluated_files_of_one_name_are_told_apart(tmp_path):
   sets = [EXAMINED["sets"][0] | {"path": f"acre/{split}/val.jsonl"} for split in ("IID", "Sys")]
   (tmp_path / "out.json").write_text(json.dumps(EXAMINED | {"sets": sets}))
   page = report.render(write(tmp_path), tmp_path / "out.json")
+  page = page.replace("\u200b", "")  # Where a name may break.
   assert "IID/val.jsonl" in page and "Sys/val.jsonl" in page and "acre/" not in page
 
 
@@ -212,10 +213,29 @@ def test_curves_span_their_box():
   assert drawing.curve([{"step": 1, "rate_nats": None}], "rate_", "t") is None
 
 
+def test_what_is_unknown_for_one_reason_is_told_once():
+  unknown = {"value": None, "null_p95": None, "p": None, "n": 4}
+  known = {"pair": "a, b", "estimator": "cka", "value": 0.5, "n": 40, "note": None}
+  rows = [
+    known,
+    *(
+      {"pair": pair, "estimator": of, "note": note} | unknown
+      for pair, note in (("b, c", "too few"), ("c, d", "constant"), ("d, e", "too few"))
+      for of in ("nhsic", "club")
+    ),
+  ]
+  found = run._pairs(rows)
+  assert found["a, b"] == [known] and list(found) == ["a, b", "b, c; d, e", "c, d"]
+  assert [(row["estimator"], row["note"]) for row in found["b, c; d, e"]] == [
+    ("nhsic, club", "too few")
+  ]
+
+
 def test_shades_are_clear_at_zero_and_grey_where_unknown():
   assert drawing.shade(0.0, 2.0).endswith(",0.00)")
   assert drawing.shade(2.0, 2.0) == "rgba(40,90,220,0.70)"
   assert drawing.shade(-9.0, 2.0) == "rgba(215,45,45,0.70)"
+  assert drawing.shade(1.0, -1.0) == drawing.shade(-1.0, 1.0)  # Of nats, more is worse.
   assert drawing.shade(None, 2.0) == "rgba(128,128,128,.2)"
 
 

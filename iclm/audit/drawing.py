@@ -31,7 +31,7 @@ class Curve(NamedTuple):
 
 
 class Heat(NamedTuple):
-  """A matrix whose cells are shaded by value, from -scale to scale, or from 0 to scale."""
+  """A matrix whose cells are shaded by value: blue up to `scale`, red down to its opposite."""
 
   title: str
   rows: Sequence[str]
@@ -164,7 +164,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def shade(value: float | None, scale: float) -> str:
-  """The colour of a cell over the page's own: blue above 0, red below, none at 0."""
+  """The colour of a cell over the page's: blue up to `scale`, red to its opposite, none at 0."""
   if value is None:
     return "rgba(128,128,128,.2)"
   part = max(-1.0, min(1.0, value / scale))

@@ -78,7 +78,7 @@ def content(folder: pathlib.Path, examined: pathlib.Path | None) -> dict[str, An
       *([_accuracies(f"evaluated afterwards{at}", after, {})] if after else []),
     ],
     "rates": {name: found["rate_nats"] for name, found in sets.items() if found["rate_nats"]},
-    "routes": [_routes(name, found) for name, found in sets.items() if found["routes"]],
+    "routes": _routes({name: found["routes"] for name, found in sets.items() if found["routes"]}),
     "effects": _effects(more.get("interventions")),
     "examined_step": more.get("step"),
     "interventions": more.get("interventions"),
@@ -160,12 +160,14 @@ def _share(found: dict[str, Any] | None) -> statistics.Estimate | None:
   return statistics.wilson_interval(found["accuracy"] * n, n, level=LEVEL)
 
 
-def _routes(name: str, found: dict[str, Any]) -> drawing.Heat:
-  cells = list(found["routes"].values())
-  title = f"{name}: share of a domain's inputs per expert"
-  return drawing.Heat(
-    title, list(found["routes"]), list(map(str, range(len(cells[0])))), cells, 1.0
-  )
+def _routes(found: Mapping[str, Mapping[str, Sequence[float]]]) -> drawing.Heat | None:
+  """Set and domain x expert."""
+  cells = {f"{name}: {domain}": x for name, of in found.items() for domain, x in of.items()}
+  if not cells:
+    return None
+  experts = list(map(str, range(len(next(iter(cells.values()))))))
+  title = "share of a set's inputs of a domain per expert"
+  return drawing.Heat(title, list(cells), experts, list(cells.values()), 1.0)
 
 
 def _effects(found: dict[str, Any] | None) -> list[drawing.Heat]:
@@ -175,21 +177,28 @@ def _effects(found: dict[str, Any] | None) -> list[drawing.Heat]:
     if found is not None and key in found:
       cells = found[key]
       scale = max((abs(x) for row in cells for x in row if x is not None), default=0.0) or 1.0
+      scale = -scale if key.endswith("nats") else scale  # Red is worse.
       experts = _experts(len(cells))
-      columns = experts if key.startswith("swap") else found["domains"]
+      columns = list(map(str, range(len(cells)))) if key.startswith("swap") else found["domains"]
       heats.append(drawing.Heat(title, experts, columns, cells, scale))
   return heats
 
 
 def _pairs(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-  """The rows of each pair; a pair of which nothing is known, for one reason, keeps one row."""
+  """The rows of each pair; those of which nothing is known, for one reason, share one row."""
   found: dict[str, list[dict[str, Any]]] = {}
   for row in rows:
     found.setdefault(row["pair"], []).append(row)
+  known, alike = {}, {}
   for pair, mine in found.items():
+    names = ", ".join(row["estimator"] for row in mine)
     if {(row["value"], row["note"]) for row in mine} == {(None, mine[0]["note"])}:
-      found[pair] = [mine[0] | {"estimator": ", ".join(row["estimator"] for row in mine)}]
-  return found
+      alike.setdefault((names, mine[0]["note"]), []).append(pair)
+    else:
+      known[pair] = mine
+  for (names, note), pairs in alike.items():
+    known["; ".join(pairs)] = [{"estimator": names, "value": None, "note": note}]
+  return known
 
 
 def _update(found: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -200,7 +209,7 @@ def _update(found: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _experts(n: int) -> list[str]:
-  return [f"expert {e}" for e in range(n)]
+  return [f"expert\u00a0{e}" for e in range(n)]
 
 
 def _trained(folder: pathlib.Path) -> list[Trained]:

@@ -247,7 +247,7 @@ def _notes(figures: dict[str, Any], domain_N: np.ndarray, domains: Sequence[str]
     "stability is unknown: no paraphrases were routed": figures["stability"] is None,
     f"stability is that of {figures['n_paraphrased']} of {figures['n']} inputs: the rest has no "
     "paraphrase": 0 < figures["n_paraphrased"] < figures["n"],
-    "ari_of_seeds is unknown: one seed identifies nothing": seeds is None or not seeds["pairs"],
+    "how far seeds agree is unknown: one seed identifies nothing": not (seeds and seeds["pairs"]),
     "ari is undefined where both seeds have one part, or one per input: " + ", ".join(blind): blind,
   }  # fmt: skip
   return [sentence for sentence, holds in found.items() if holds]
