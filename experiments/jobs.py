@@ -67,7 +67,7 @@ class Job:
     if (self.folder / workdir.CONFIG).exists():
       old = inputs.read_object(self.folder / workdir.CONFIG, f"there is no config in {self.folder}")
       free = (*workdir.FREE, *([tuple(START.split("."))] if self.start else []))
-      changed = config.difference(old, self._config(), free)
+      changed = config.difference(old, self.read_config(), free)
       if changed is not None:
         self._refuse(f"of another {self.config_file}: {changed} here")
     return True
@@ -75,8 +75,12 @@ class Job:
   def _refuse(self, told: str) -> NoReturn:
     raise InputError(f"{self.folder} holds a finished run {told}; choose another --workdir")
 
-  def _config(self) -> dict[str, Any]:
-    """The config as `experiments.train` would read it today."""
+  def read_config(self) -> dict[str, Any]:
+    """The config as `experiments.train` would read it today.
+
+    Raises:
+      InputError: it would refuse it.
+    """
     holder, argv = flags.FlagValues(), [sys.argv[0], *self._flags]
     config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=argv)
     try:

@@ -40,6 +40,7 @@ def main(flag: flags.FlagValues) -> int:
   sweep = _load(config.path(flag.sweep))
   seeds, tunes = _seeds(sweep, flag.seeds), tuning.is_needed(sweep, flag.override)
   every = jobs_of(sweep, folder, flag.override, flag.systems)
+  _check_sets(sweep, every)
   planned = plan(folder, sweep, [job for job in every if job.seed in seeds])
   bases, jobs = _split(every, sweep.base)
   jobs = [job for job in jobs if job.seed in seeds]
@@ -103,6 +104,22 @@ def _check(sweep: Any) -> None:
     0 < len(folders) == len(sweep.tuning.tries),
     f"tuning.tries = {tuple(sweep.tuning.tries)} must name one value or more, each once",
   )
+
+
+def _check_sets(sweep: Any, jobs: Sequence[Job]) -> None:
+  """Raises InputError where a system is no config, or lacks a set that it is to be compared on."""
+  wanted = (sweep.chosen_on,) if sweep.baselines or sweep.tuning else ()
+  wanted += tuple(sweep.out_of_distribution) if sweep.baselines else ()
+  for job in jobs:
+    if job.seed != sweep.seeds[0] or job.system == sweep.base:
+      continue
+    sets = job.read_config()["evaluation"]["sets"]
+    for name in wanted:
+      if name not in sets:
+        raise InputError(
+          f"the sweep compares its systems on {name!r}, and config.evaluation.sets of "
+          f"{job.system!r} has no such set; {config.nearest(name, sets)}"
+        )
 
 
 def _seeds(sweep: Any, asked: Sequence[str]) -> set[int]:

@@ -86,6 +86,10 @@ def compare(
     (folder / COMPARISON).unlink(missing_ok=True)  # One of before is about other runs.
     return
   table = comparison.with_mean(table, sweep.out_of_distribution)
+  without = [name for name in table if comparison.OOD_MEAN not in table[name]]
+  if sweep.out_of_distribution and without:
+    wanted = ", ".join(sweep.out_of_distribution)
+    print(f"no {comparison.OOD_MEAN} of {', '.join(without)}, which lack one of {wanted}")
   found = comparison.compare(table, there, sweep.chosen_on, level=LEVEL)
   missing = [name for name in sweep.baselines if name not in table]
   found |= {"baselines": there, "baselines_missing": missing, "runs": origins(jobs)}

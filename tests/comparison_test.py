@@ -39,6 +39,10 @@ def test_differences_are_paired_and_corrected():
   assert ours["b"]["p"] == pytest.approx(1.0)
   assert [ours[s]["p_holm"] for s in "ab"] == pytest.approx([0.1484, 1.0], abs=1e-4)
   assert "p_holm" not in ours["val"]  # What chose is no result.
+  # Where no seed differs the test was made all the same, and counts.
+  tie = TABLE | {"ours": TABLE["ours"] | {"b": TABLE["strong"]["b"]}}
+  ours = comparison.compare(tie, ("weak", "strong"), "val", level=0.95)["systems"]["ours"]
+  assert [ours[s]["p_holm"] for s in "ab"] == pytest.approx([0.1484, 1.0], abs=1e-4)
 
 
 def test_only_common_seeds_are_paired_and_what_is_undefined_says_why():

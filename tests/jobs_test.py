@@ -25,7 +25,7 @@ def test_a_finished_run_of_other_changes_is_not_taken_for_this_one(tmp_path):
     job.folder.mkdir(parents=True)
     job.mark()
   assert all(job.done for job in jobs("data.dir=there", "mesh.data=2"))  # These it is free in.
-  with pytest.raises(InputError, match=r"a/0 .* whose steps is 10, and here it is 100; choose"):
+  with pytest.raises(InputError, match=r"a/0 .* whose steps is 60, and here it is 100; choose"):
     running.run(jobs("steps=100"), 1, 1, running.Children())
   with pytest.raises(
     InputError, match=r"whose optimizer\.lr is that of the config, and here .* 1;"
@@ -40,9 +40,9 @@ def test_a_finished_run_of_a_config_that_was_edited_since_is_not_taken_for_this_
   path.write_text(text.format(root=str(ROOT), n=7))
   job = running.Job("a", 1, tmp_path / "run", str(path), {"steps": 90})
   job.folder.mkdir()
-  (job.folder / "config.json").write_text(json.dumps(job._config()))
+  (job.folder / "config.json").write_text(json.dumps(job.read_config()))
   job.mark()
-  assert job.done and (job._config()["steps"], job._config()["seed"]) == (90, 1)
+  assert job.done and (job.read_config()["steps"], job.read_config()["seed"]) == (90, 1)
   path.write_text(text.format(root=str(ROOT), n=8))
   with pytest.raises(
     InputError, match=r"run of another .*c\.py: config\.log_every is 7 there and 8"
@@ -61,7 +61,7 @@ def test_a_sweep_that_is_moved_holds_the_same_runs(tmp_path):
   job = next(j for j in of(before) if j.system == "a")
   assert job.start == str(before / "b" / "0")
   job.folder.mkdir(parents=True)
-  (job.folder / "config.json").write_text(json.dumps(job._config()))
+  (job.folder / "config.json").write_text(json.dumps(job.read_config()))
   job.mark()
   before.rename(after)
   moved = next(j for j in of(after) if j.system == "a")

@@ -272,40 +272,9 @@ def test_heads_at_the_counted_positions_alone_change_no_gradient(batch, changes)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *found)
 
 
-def test_what_an_intervention_makes_dependent_is_no_dependence(batch):
-  c = tiny(loss__dependence=1.0, dependence__given="none", perturb__drop=0.5)
-  model, key, state = compose.build(c, VOCAB), jax.random.key(3), start()
-  do = compose.perturb(c, 8, jax.random.fold_in(key, 2), state.step)
-  kept_B = (do.speaker_SB == jnp.arange(8)[None]).all(0)
-  assert 2 <= kept_B.sum() <= 6
-  read = lambda batch: terms.loss(
-    state.params, batch, key, batch.loss_mask_BT.sum(), config=c, model=model, state=state, tau=1.0
-  )[1][0]["dependence_nhsic"]
-  # The same without the rows of which one stream was made silent.
-  fewer = batch._replace(loss_mask_BT=batch.loss_mask_BT * kept_B[:, None])
-  np.testing.assert_allclose(read(batch), read(fewer), rtol=1e-5)
-
-
 def test_a_domain_that_a_batch_lacks_keeps_its_weight():
   c = tiny(loss__group_dro=0.5, data__domains=("a", "b", "c"))
   nats = {"domain_nats/a": 2.0, "domain_nats/b": 0.0, "domain_nats/c": jnp.nan}
   after = advancing._weigh_domains(c, jnp.array([0.2, 0.2, 0.6]), nats)
   # The two that are there share their 0.4 as e^(0.5 * 2) : 1.
   np.testing.assert_allclose(after, [0.4 * np.e / (np.e + 1), 0.4 / (np.e + 1), 0.6], rtol=1e-6)
-
-
-def test_messages_and_dependence_are_read_where_targets_count(batch):
-  c = tiny(data__counted=12, loss__dependence=1.0)
-  model = compose.build(c, VOCAB)
-  params = sharding.unbox(model.init(jax.random.key(0)))
-  at = terms._counted(c, batch)
-  whole, picked = model.apply(params, batch), model.apply(params, batch, at_BC=at.at_BC)
-  index = at.at_BC[None, ..., None]
-  for name in ("logits_BTV", "messages_SBTZ"):
-    x, y = getattr(whole, name), getattr(picked, name)
-    x, y = (x[None], y[None]) if x.ndim == 3 else (x, y)
-    np.testing.assert_allclose(jnp.take_along_axis(x, index, axis=2), y, atol=1e-5)
-  # As many answers start as there are, whatever else is left out.
-  every = terms._counted(tiny(), batch)
-  assert int(at.starts_BC.sum()) == int(every.starts_BC.sum()) > 0
-  assert float(at.mask_BC.sum()) == float(batch.loss_mask_BT.sum())

@@ -22,18 +22,22 @@ ROOT = pathlib.Path(__file__).parents[1]
 SWEEP = config_dict.create(
   config="configs/quickstart.py",
   base="",
-  every=(("steps", 10),),
-  systems={"a": (), "b": (("experts.kind", "none"), ("steps", 20))},
+  every=(("steps", 60),),
+  systems={"a": (), "b": (("router.tau_steps", 40), ("steps", 70))},
   seeds=(0, 1),
   baselines=("b", "unfinished"),
-  out_of_distribution=("test",),
-  chosen_on="test",
+  out_of_distribution=("iid_test",),
+  chosen_on="iid_test",
   tuning={},
 )
 
 
+SETS = ("iid_test",)
 # What results.json has beside its sets.
-REST = {"train_s": 1, "provenance": {"commit": "abc", "data": {"sets_sha256": {"test": "a" * 64}}}}
+REST = {
+  "train_s": 1,
+  "provenance": {"commit": "abc", "data": {"sets_sha256": {name: "a" * 64 for name in SETS}}},
+}
 
 
 class Fake(running.Job):
@@ -49,8 +53,9 @@ tried = folder / "tried"
 again, _ = tried.exists(), tried.write_text("")
 if {fails!r} == "always" or ({fails!r} == "first" and not again):
   sys.exit(3)
-sets = {{"test": {{"n": 4, "accuracy": 0.25 + 0.5 * {self.seed}, "by_group": {{"g": {{"n": 4,
-  "accuracy": 0.5}}}}}}}}
+whole = {{"n": 4, "accuracy": 0.25 + 0.5 * {self.seed}, "by_group": {{"g": {{"n": 4,
+  "accuracy": 0.5}}}}}}
+sets = dict.fromkeys({SETS}, whole)
 (folder / "results.json").write_text(json.dumps({{"sets": sets}} | {REST}))
 """
     return [sys.executable, "-c", script]
@@ -71,7 +76,7 @@ def test_systems_and_seeds_become_commands(tmp_path):
   assert [(j.system, j.seed) for j in jobs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
   assert jobs[3].command[2:] == [
     "experiments.train", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'b' / '1'}",
-    "--config.steps=20", "--config.experts.kind=none", "--config.data.dir=x=y", "--config.seed=1",
+    "--config.steps=70", "--config.router.tau_steps=40", "--config.data.dir=x=y", "--config.seed=1",
   ]  # fmt: skip
 
 
@@ -115,11 +120,11 @@ def test_runs_are_tried_again_skipped_and_gathered(tmp_path, capsys):
   with open(tmp_path / "table.csv") as file:
     lines = list(csv.DictReader(file))
   assert len(lines) == 8
-  assert lines[0] == {"system": "a", "seed": "0", "set": "test", "group": "all", "n": "4",
+  assert lines[0] == {"system": "a", "seed": "0", "set": "iid_test", "group": "all", "n": "4",
                       "accuracy": "0.25"}  # fmt: skip
   tables.compare(tmp_path, SWEEP, rows, jobs)
   found = json.loads((tmp_path / "comparison.json").read_text())
-  assert found["baseline"] == "b" and found["systems"]["a"]["test"]["difference"] == 0.0
+  assert found["baseline"] == "b" and found["systems"]["a"]["iid_test"]["difference"] == 0.0
   assert found["systems"]["a"]["mean out of distribution"]["difference"] == 0.0
   assert found["baselines"] == ["b"] and found["baselines_missing"] == ["unfinished"]
   assert found["runs"]["a"]["command"].startswith("-c") and len(found["runs"]) == 2
@@ -294,6 +299,22 @@ def test_what_a_sweep_lacks_is_said():
   c.systems = {"a": (("steps", 3, 4),)}
   with pytest.raises(InputError, match="the changes of 'a' are no pairs"):
     sweep._check(c)
+
+
+@pytest.mark.parametrize("key", ["chosen_on", "out_of_distribution"])
+def test_a_set_that_is_compared_on_is_there_before_anything_runs(key, tmp_path):
+  spec = SWEEP.copy_and_resolve_references()
+  spec.chosen_on, spec.out_of_distribution = "iid_test", ("unseen_pairs",)
+  jobs = sweep.jobs_of(spec, tmp_path, [], [])
+  sweep._check_sets(spec, jobs)
+  spec[key] = {"chosen_on": "iid_tset", "out_of_distribution": ("iid_tset",)}[key]
+  with pytest.raises(InputError, match=r"'iid_tset', and .* of 'a' has no such.*mean 'iid_test'"):
+    sweep._check_sets(spec, jobs)
+  spec.baselines = ()
+  sweep._check_sets(spec, jobs)  # Where nothing is compared, nothing is asked for.
+  (wrong, *_) = sweep.jobs_of(spec, tmp_path, ["stpes=3"], [])
+  with pytest.raises(InputError, match=r"quickstart\.py is no config.*stpes"):
+    sweep._check_sets(spec, [wrong])
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in ROOT.glob("configs/sweeps/[a-z]*.py")))

@@ -37,8 +37,8 @@ def compare(
   """Every system on every set, and its difference to the best baseline on the same seeds.
 
   Which baseline is best is decided on `chosen_on` alone, which is then no column any more. The
-  p-values are those of Student's paired test, adjusted by Holm over the columns of a
-  system; `OOD_MEAN`, of which there is one, keeps its own.
+  p-values are those of Student's paired test, 1 where no seed differs, adjusted by Holm over the
+  columns of a system; `OOD_MEAN`, of which there is one, keeps its own.
 
   Args:
     table: accuracies; a system may lack seeds, and only those that both have are paired.
@@ -98,7 +98,7 @@ def _difference(
   both = sorted(ours.keys() & theirs.keys())
   d_S = np.array([ours[seed] - theirs[seed] for seed in both], float)
   found = statistics.t_interval(d_S, level=level)
-  p = None
+  p = 1.0 if len(d_S) > 1 and not d_S.any() else None
   if found.low is not None:
     t = d_S.mean() / (d_S.std(ddof=1) / np.sqrt(len(d_S)))
     p = float(2 * scipy.special.stdtr(len(d_S) - 1, -abs(t)))

@@ -99,9 +99,20 @@ def _accumulate(loss_fn: Callable, params, batch: Batch, key, n: int):
   xs = (jax.tree.map(split, batch), jax.random.split(key, n))
   grads, (metrics, seen) = jax.lax.scan(micro, zeros, xs)
   grads = jax.tree.map(lambda g: g / n, grads)
-  metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+  metrics = _joined(metrics)
   seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
   return grads, metrics, seen
+
+
+def _joined(metrics: dict[str, Array]) -> dict[str, Array]:
+  """Means over the micro-batches, of classes their number; a dependence is the mean of those that
+  could tell it: where none of their classes is large enough, it is 0 in the loss."""
+  told = {name: jnp.mean(x, axis=0) for name, x in metrics.items()}
+  if "dependence_classes" in metrics:
+    told |= {name: metrics[name].sum() for name in ("dependence_classes", "dependence_skipped")}
+    n_able = (metrics["dependence_classes"] > 0).sum()
+    told["dependence_nhsic"] = metrics["dependence_nhsic"].sum() / jnp.maximum(n_able, 1)
+  return told
 
 
 def _weigh_domains(config: Config, group_G, metrics):

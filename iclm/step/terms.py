@@ -148,23 +148,26 @@ def _dependence(
   if d.kind == "joint_mi":
     p_NC, q_NC = (jax.nn.softmax(z_NZ[:, : d.features]) for z_NZ in (x_NZ, y_NZ))
     return {"dependence_mi_nats": information.joint_mi(p_NC, q_NC, mask_N)}, {}
-  groups_N, n_groups = _groups(config, output.logits_BTV.shape[-1], batch, at, at_N, mask_N)
+  n_vocab = output.logits_BTV.shape[-1]
+  groups_N, n_groups, n_rare = _groups(config, n_vocab, batch, at, at_N, mask_N)
   result = information.dependence(x_NZ, y_NZ, mask_N, groups_N, n_groups, key, d.features)
-  extra = {"dependence_classes": result.n_used, "dependence_skipped": result.n_skipped}
+  skipped = result.n_skipped + n_rare
+  extra = {"dependence_classes": result.n_used, "dependence_skipped": skipped}
   return {"dependence_nhsic": result.value}, extra
 
 
 def _groups(config: Config, n_vocab: int, batch: Batch, at: Counted, at_N, mask_N):
-  """Class of each sample: nothing, its domain, or its label among the most frequent ones."""
+  """Class of each sample: nothing, its domain, or its label among the most frequent ones; the
+  number of classes, and of the labels that are in none."""
   d = config.dependence
   if d.given == "none":
-    return None, 1
+    return None, 1, 0
   if d.given == "domain":
     domain_BC = jnp.broadcast_to(batch.domain_B[:, None], at.targets_BC.shape)
-    return domain_BC.reshape(-1)[at_N], max(len(config.data.domains), 1)
+    return domain_BC.reshape(-1)[at_N], max(len(config.data.domains), 1), 0
   label_N = at.targets_BC.reshape(-1)[at_N]
   n_V = jnp.zeros(n_vocab, jnp.int32).at[label_N].add(mask_N)
   n_groups = min(d.classes, n_vocab)
-  _, frequent_G = jax.lax.top_k(n_V, n_groups)
+  n_G, frequent_G = jax.lax.top_k(n_V, n_groups)
   class_V = jnp.full(n_vocab, -1).at[frequent_G].set(jnp.arange(n_groups))
-  return class_V[label_N], n_groups
+  return class_V[label_N], n_groups, (n_V > 0).sum() - (n_G > 0).sum()
