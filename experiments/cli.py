@@ -2,7 +2,7 @@
 
 0 done   1 a run of a sweep or a step of gcloud failed, or a bug   2 bad input
 3 the run stopped itself, or a step does not fit   4 another process of the run was lost, resumable
-143 interrupted, resumable
+143 interrupted; a run or a sweep goes on by the same command
 """
 
 import io
@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import rich.console
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from experiments import hosts
 from iclm import axes, config, progress, train, workdir
@@ -58,7 +59,7 @@ def told(main: Callable[[], int | None]) -> int:
 def _run(main: Callable[[Any, Sequence[str]], int | None]) -> None:
   def guarded(argv: list[str]) -> int:
     code, orderly = _outcome(lambda: main(flags.FLAGS, argv[1:]))
-    hosts.leave(code, orderly)
+    hosts.leave(code, orderly, code == INTERRUPTED and not orderly)
     return code
 
   app.run(guarded, flags_parser=_parse)
@@ -75,7 +76,7 @@ def _outcome(main: Callable[[], int | None]) -> tuple[int, bool]:
   except config.InputError as error:
     return _say(str(error)), False
   except KeyboardInterrupt:  # Outside of what ends in order: while data are read, say.
-    progress.tell("interrupted; the same command goes on", sys.stderr)
+    progress.tell("interrupted", sys.stderr)
     return INTERRUPTED, False
   except train.Interrupted as error:
     progress.tell(str(error), sys.stdout)
@@ -132,7 +133,29 @@ def mesh_of(folder: pathlib.Path, asked: str | None) -> config.Mesh:
   sizes = dict(zip(axes.MESH, map(int, asked.split("x")), strict=True))
   # The rows of its training steps need not divide there.
   read = {"mesh": sizes, "accumulate": 1, "batch_size": math.prod(sizes.values())}
-  return config.from_config_dict(config.to_dict(c) | read).mesh
+  try:
+    return config.from_config_dict(config.to_dict(c) | read).mesh
+  except config.InputError as error:
+    why, *_ = str(error).split(";")  # Behind it stands what a config could do, and a run cannot.
+    raise config.InputError(
+      f"{folder} cannot lie on the mesh {asked}: {why}; 1x1x1 always can"
+    ) from None
+
+
+def config_of(argv: Sequence[str]) -> config.Config:
+  """The config that flags as --config=FILE and --config.KEY=VALUE come to.
+
+  Raises:
+    InputError: the file is no config, or `experiments.train` would refuse it.
+  """
+  holder = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=[sys.argv[0], *argv])
+  try:
+    holder([sys.argv[0], *argv])
+  except (flags.Error, OSError, *BROKEN) as error:
+    file, *_ = [word for word in argv if word.startswith("--config=")]
+    raise config.InputError(f"{file[9:]} is no config: {sentence(error)}") from None
+  return config.from_config_dict(holder["config"].value)
 
 
 def console() -> rich.console.Console:

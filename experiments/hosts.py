@@ -78,8 +78,11 @@ def read(flag: flags.FlagValues) -> Place | None:
     if flag.coordinator or numbered:
       raise InputError("--distributed finds --coordinator, --processes and --process by itself")
     return Place("", 0, -1, flag.join_s, flag.lost_s)
-  if not re.fullmatch(r"\S+:\d{1,5}", flag.coordinator):
-    raise InputError(f"--coordinator={flag.coordinator} must be HOST:PORT of process 0")
+  host, _, port = flag.coordinator.rpartition(":")
+  if not (host and re.fullmatch(r"\d{1,5}", port) and 0 < int(port) < 2**16):
+    raise InputError(
+      f"--coordinator={flag.coordinator} must be HOST:PORT of process 0, with a port below 65,536"
+    )
   if flag.processes < 1 or not 0 <= flag.process < flag.processes:
     raise InputError(
       f"--process={flag.process} must be one of 0 to {flag.processes - 1}, of --processes="
@@ -96,10 +99,12 @@ def join(place: Place | None) -> None:
   ends from within the abort.
 
   Raises:
-    InputError: JAX finds no other processes, or cannot listen at the coordinator's address.
+    InputError: JAX finds no other processes, or another program listens at this one's port.
   """
   if place is None:
     return
+  if place.coordinator and place.index == 0:
+    _check_port(int(place.coordinator.rpartition(":")[2]))
   jax.config.update("jax_enable_preemption_service", False)  # It would take SIGTERM from the run.
   timer = threading.Timer(place.join_s, _never_joined, [place])
   timer.daemon = True
@@ -124,14 +129,32 @@ def join(place: Place | None) -> None:
   ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
 
 
+def _check_port(port: int) -> None:
+  """Raises InputError where a port is taken: JAX's coordinator would crash on it."""
+  try:
+    socket.create_server(("", port)).close()
+  except OSError as error:
+    raise InputError(
+      f"process 0 cannot listen at port {port} of this host: {error.strerror}; name another one "
+      "in --coordinator"
+    ) from None
+
+
 def joined() -> bool:
   """Whether this process is one of several."""
   return jax.distributed.is_initialized()
 
 
-def leave(code: int, orderly: bool) -> None:
-  """Ends a process that has joined others; returns where all end alike, or none have joined."""
+def leave(code: int, orderly: bool, stopped: bool) -> None:
+  """Ends a process that has joined others; returns where all end alike, or none have joined.
+
+  Args:
+    stopped: in the middle of anything, by Ctrl-C: what runs in the background would crash in
+      Python's own end.
+  """
   if not joined():
+    if stopped:
+      _exit(code)
     return
   if orderly:
     try:

@@ -11,9 +11,6 @@ import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from absl import flags
-from ml_collections import config_flags
-
 from experiments import cli
 from iclm import config, inputs, outputs, workdir
 from iclm.audit.sweep import DONE, FAILED, LOG, START
@@ -81,13 +78,7 @@ class Job:
     Raises:
       InputError: it would refuse it.
     """
-    holder, argv = flags.FlagValues(), [sys.argv[0], *self._flags]
-    config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=argv)
-    try:
-      holder(argv)
-    except (flags.Error, OSError, *cli.BROKEN) as error:
-      raise InputError(f"{self.config_file} is no config: {cli.sentence(error)}") from None
-    return config.to_dict(config.from_config_dict(holder["config"].value))
+    return config.to_dict(cli.config_of(self._flags))
 
   def stands_in(self, folder: pathlib.Path) -> bool:
     """Whether a folder holds this very run, finished."""

@@ -140,6 +140,6 @@ if __name__ == "__main__":
   flags.DEFINE_integer("steps", 600, "Of each training.", lower_bound=10)
   flags.DEFINE_integer("examples", 10_000, "Problems to train on, of each set.", lower_bound=100)
   flags.DEFINE_integer("tests", 4_000, "Problems to be tested on, of each set.", lower_bound=2)
-  flags.DEFINE_integer("seed", 0, "Of problems and training.", lower_bound=0)
+  flags.DEFINE_integer("seed", 0, "Of problems and training.", lower_bound=0, upper_bound=2**31 - 1)
   flags.mark_flags_as_required(["workdir", "out"])
   cli.run(main)

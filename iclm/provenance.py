@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 from typing import Any
 
@@ -14,15 +15,17 @@ import jax
 from iclm import config
 from iclm.config import Config
 
+_ROOT = pathlib.Path(__file__).parents[1]
+_ARCHIVED = _ROOT / ".git_archival.txt"  # Git writes the commit into it when it makes an archive.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 
 
 def of(c: Config) -> dict[str, Any]:
   """The part of a results file that says where it came from."""
-  device = jax.devices()[0]
+  device, changes = jax.devices()[0], _git("status", "--porcelain")
   return {
-    "commit": _git("rev-parse", "HEAD"),
-    "dirty": _git("status", "--porcelain") not in ("", None),
+    "commit": _git("rev-parse", "HEAD") or _archived(),
+    "dirty": None if changes is None else changes != "",  # None: nobody knows.
     "config_sha256": config_sha256(c),
     "seed": c.seed,
     "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -36,11 +39,17 @@ def config_sha256(c: Config) -> str:
   return hashlib.sha256(json.dumps(config.to_dict(c), sort_keys=True).encode()).hexdigest()
 
 
+def _archived() -> str | None:
+  """The commit that an archive is of; None in a checkout, where it is not filled in."""
+  told = _ARCHIVED.read_text() if _ARCHIVED.exists() else ""
+  found = re.search(r"node: ([0-9a-f]{40,64})", told)
+  return found[1] if found else None
+
+
 def _git(*args: str) -> str | None:
   """Output of git in the folder of this package; None where it is no checkout."""
-  here = pathlib.Path(__file__).parent
   try:
-    done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True)
+    done = subprocess.run(["git", *args], cwd=_ROOT, capture_output=True, text=True, check=True)
   except (OSError, subprocess.CalledProcessError):
     return None
   return done.stdout.strip()

@@ -19,6 +19,7 @@ POD = {
   "name": "pod", "zone": "us-west4-a", "type": "v5litepod-16", "project": "", "queued": True,
   "spot": True, "share": "10.0.0.2:/vol1", "out": "runs/pod", "dry_run": True,
 }  # fmt: skip
+HOST = [*TRAIN[:2], "--config.mesh.data=8"]
 ONE_HOST = {"type": "v6e-8", "project": "mine", "queued": False, "spot": False, "share": ""}
 
 
@@ -26,9 +27,12 @@ def asked(words, **changes):
   return tpu.main(types.SimpleNamespace(**(POD | changes)), words)
 
 
-@pytest.mark.parametrize(("name", "changes"), [("tpu_pod.txt", {}), ("tpu_host.txt", ONE_HOST)])
-def test_a_dry_run_prints_the_commands_of_the_golden(name, changes, capsys):
-  assert asked(["all", *TRAIN], **changes) == 0
+@pytest.mark.parametrize(
+  ("name", "words", "changes"),
+  [("tpu_pod.txt", TRAIN, {}), ("tpu_host.txt", HOST, ONE_HOST)],
+)
+def test_a_dry_run_prints_the_commands_of_the_golden(name, words, changes, capsys):
+  assert asked(["all", *words], **changes) == 0
   printed = capsys.readouterr().out
   if os.environ.get("RENEW"):
     (GOLDEN / name).write_text(printed)
@@ -64,12 +68,28 @@ def test_all_is_its_steps_in_order(capsys):
     (["run", "--config=c.py", "--workdir=~/a"], ONE_HOST, "write no ~ in it"),
     (["run", "--config=c.py", "--workdir="], ONE_HOST, r"--workdir=\. must name a folder"),
     (["run", "--config=c.py", "--workdir=/mnt/iclm/../a"], {}, r"without \.\."),
+    (["create"], {"share": "", "type": "v6e-8"}, "--spot: where the TPU is taken away its disk"),
+    (["fetch", *TRAIN], {"out": ""}, "--out= names no folder"),
+    (["all", *TRAIN, "--dry_run"], {}, "--dry_run stands behind the --, where only flags of"),
+    (["create", "--dry_run"], {}, "--dry_run stands behind the --"),
+    (["create", "--workdir=/mnt/iclm/a"], {}, "--config= is missing behind the --"),
+    (["all", *TRAIN[:2]], {}, "config.mesh = 1x1x1 asks for 1 devices, and .* has 16; choose"),
+    (["all", *TRAIN, "--config.stpes=5"], {}, "acre.py is no config: .*stpes"),
+    (["all", *TRAIN], ONE_HOST, "config.mesh = 16x1x1 asks for 16 devices, and --type=v6e-8 has 8"),
+    (["all", "--config=configs/nope.py", *TRAIN[1:]], {}, "nope.py is no config"),
   ],
 )
 def test_bad_input_is_told_before_anything_is_run(words, changes, told, monkeypatch):
-  monkeypatch.setattr(tpu.subprocess, "run", None)
+  monkeypatch.setattr(tpu, "_run", None)
   with pytest.raises(InputError, match=told):
     asked(words, **{"dry_run": False} | changes)
+
+
+def test_a_config_that_no_host_would_get_is_refused(tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text("from configs.acre import get_config\n")
+  with pytest.raises(InputError, match=r"mine\.py is not in the last commit"):
+    asked(["create", f"--config={path}", *TRAIN[1:]])
 
 
 def test_a_workdir_within_the_repository_is_fetched_from_there(capsys):
@@ -97,6 +117,7 @@ def test_the_first_failure_ends_it_and_names_what_costs_money(tmp_path, monkeypa
     tmp_path / "bin" / "gcloud", 'echo "$*" >> calls; [[ $* != *ssh* ]] || exit 7; echo ACTIVE'
   )
   monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+  (tmp_path / "configs").symlink_to(GOLDEN.parents[1] / "configs")
   monkeypatch.chdir(tmp_path)
   assert asked(["all", *TRAIN], dry_run=False) == 1
   calls = (tmp_path / "calls").read_text().splitlines()
@@ -154,6 +175,8 @@ def test_a_host_runs_what_it_is_told_and_logs_end_as_the_training_did(tmp_path):
     (TRAIN, {"processes": 0}, "--processes=0 must be at least 1"),
     (TRAIN, {"devices": 0}, "--devices=0 must be at least 1"),
     (TRAIN[:1], {}, "--workdir= is missing"),
+    ([*TRAIN, "--process=1"], {}, "--process=1 stands behind the --"),
+    ([*TRAIN, "--config", "x"], {}, "x stands behind the --"),
   ],
 )
 def test_local_runs_refuse_what_cannot_be(words, changes, told):

@@ -182,6 +182,10 @@ def test_topologies_that_cannot_be_had_are_told_with_the_nearest():
     ("v5e:ax4", "there is no topology 'v5e:ax4'"),
     ("v5e4x4", "did you mean 'v5e:4x4'"),
     ("v9:4x4", "v9:4x4"),
+    # As Cloud TPU calls them: of v5p by its cores, two to a chip.
+    ("v5litepod-16", "did you mean 'v5e:4x4'"),
+    ("v6e-8", "did you mean 'v6e:2x4'"),
+    ("v5p-32", "did you mean 'v5p:2x2x4'"),
     ("v5e", "there is no topology"),
   ):
     with pytest.raises(InputError, match=told):

@@ -9,7 +9,7 @@ import pytest
 from conftest import build, make_batch, tiny
 from train_test import data, fit, small_config  # noqa: F401, fixtures.
 
-from iclm import config, manifest, sharding
+from iclm import config, manifest, sharding, workdir
 from iclm.config import InputError
 from iclm.data import assemble, prompt_cache
 from iclm.train import prompts
@@ -55,7 +55,7 @@ def test_a_run_learns_the_same_with_it(tmp_path, data, run):  # noqa: F811
   folder, result = run
   fit(tmp_path / "reads", data, **READS)
   np.testing.assert_allclose(losses(folder), losses(tmp_path / "reads"), rtol=1e-5)
-  array_ND = np.load(folder / prompts.FOLDER / "mechanisms.npy")
+  array_ND = np.load(folder / prompts.FOLDER / "0.npy")
   assert array_ND.shape == (60, 16) and array_ND.dtype == np.float32
   # Each row of the file is that of the source, by the run's own model on a batch of it.
   c = result.run.config
@@ -70,7 +70,7 @@ def test_a_run_learns_the_same_with_it(tmp_path, data, run):  # noqa: F811
 def test_a_run_that_goes_on_reads_the_file_or_makes_it_anew(tmp_path, data, run):  # noqa: F811
   c = config.from_config_dict(small_config(data, **KEPT))
   folder, result = run
-  path = folder / prompts.FOLDER / "mechanisms.npy"
+  path = folder / prompts.FOLDER / "0.npy"
   whole, stamp = path.read_bytes(), path.stat().st_mtime_ns
   fit(folder, data, **KEPT)
   assert path.stat().st_mtime_ns == stamp
@@ -82,6 +82,25 @@ def test_a_run_that_goes_on_reads_the_file_or_makes_it_anew(tmp_path, data, run)
   assert path.read_bytes() == whole
   assert {p.name for p in path.parent.iterdir()} == {path.name, manifest.NAME}
   assert c.steps == result.run.step
+
+
+def test_a_source_of_any_name_is_kept_within_the_folder(tmp_path, run):
+  (_, model, _, tokenizer, mesh, _), state = workdir.load_state(run[0])
+  c = run[1].run.config
+  rows = assemble.sources(c)["mechanisms"]
+  sources = {f"{tmp_path}/elsewhere": rows, "mechanisms/default": rows[:8]}
+  loader = assemble.loader(c, rows, tokenizer, *sharding.share(mesh))
+  (tmp_path / "run").mkdir()
+  found = prompts.keep(c, model, state, mesh, loader, sources, tmp_path / "run")
+  there = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
+  assert there == {f"run/prompts/{name}" for name in ("0.npy", "1.npy", manifest.NAME)}
+  one, other = (of[3].read_D for of in found.values())
+  np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+  # What lies there is of these sources, in this order, or is made anew.
+  kept = tmp_path / "run" / "prompts"
+  n_rows = {name: len(of) for name, of in sources.items()}
+  assert prompts._is_whole(kept, n_rows)
+  assert not prompts._is_whole(kept, dict(reversed(n_rows.items())))
 
 
 @pytest.mark.parametrize(

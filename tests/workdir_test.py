@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -91,6 +93,21 @@ def test_a_folder_that_failed_goes_though_a_thread_of_its_writer_still_writes(tm
     raise OSError
   thread.join()
   assert not list(tmp_path.iterdir())
+
+
+def test_an_archive_knows_its_commit(tmp_path):
+  """What is copied to a host is no checkout."""
+  root = pathlib.Path(provenance.__file__).parents[1]
+  head = provenance._git("rev-parse", "HEAD")
+  if head is None:
+    pytest.skip("this is no checkout")
+  archive = subprocess.run(["git", "archive", "HEAD"], cwd=root, capture_output=True, check=True)
+  subprocess.run(["tar", "-x", "-C", tmp_path], input=archive.stdout, check=True)
+  told = "from iclm import provenance; print(provenance._git('log'), provenance._archived())"
+  env = os.environ | {"PYTHONPATH": str(tmp_path), "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+  done = subprocess.run([sys.executable, "-c", told], cwd=tmp_path, env=env, capture_output=True)
+  assert done.stdout.decode().split() == ["None", head]
+  assert provenance._archived() is None
 
 
 def test_provenance_names_what_made_a_run():

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from iclm.config import InputError
 
+SHARED = ("config", "workdir", "join_s", "lost_s")  # Of the flags of `experiments.train`.
+
 
 def train(python: str, words: Sequence[str], joining: Sequence[str]) -> list[str]:
   """The command line of one process.
@@ -13,6 +15,17 @@ def train(python: str, words: Sequence[str], joining: Sequence[str]) -> list[str
     joining: those by which this one finds the others; see `experiments.hosts`.
   """
   return [python, "-m", "experiments.train", *words, *joining]
+
+
+def check(words: Sequence[str]) -> None:
+  """Raises InputError where a word is no flag that all processes of a run can share."""
+  for word in words:
+    name = word.removeprefix("--").partition("=")[0]
+    if not word.startswith("--") or not (name in SHARED or name.startswith("config.")):
+      raise InputError(
+        f"{word} stands behind the --, where only flags of experiments.train do, each with its = : "
+        f"{', '.join(f'--{flag}' for flag in SHARED)} and --config.KEY"
+      )
 
 
 def value(words: Sequence[str], name: str) -> str:

@@ -17,6 +17,7 @@ from absl import flags
 
 from experiments import cli, jobs
 from experiments.launch import command
+from iclm import train
 from iclm.config import InputError
 
 
@@ -24,6 +25,7 @@ def main(flag: flags.FlagValues, words: Sequence[str]) -> int:
   for name in ("processes", "devices"):
     if getattr(flag, name) < 1:
       raise InputError(f"--{name}={getattr(flag, name)} must be at least 1")
+  command.check(words)
   for name in ("config", "workdir"):
     command.value(words, name)
   return run(words, flag.processes, flag.devices)
@@ -48,6 +50,8 @@ def run(words: Sequence[str], n: int, n_devices: int) -> int:
     codes = list(pool.map(lambda argv: children.call(argv, None), commands))
   failed = [code for code in codes if code]
   said = [code for code in failed if code > 0]
+  if children.stopped and not said:  # Before they knew what a signal means.
+    raise train.Interrupted("interrupted; the same command goes on")
   return min(said) if said else int(bool(failed))
 
 

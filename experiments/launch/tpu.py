@@ -15,6 +15,7 @@ all       these six, in this order
 Behind the -- stand the flags of experiments.train. --dry_run prints the commands and runs none.
 """
 
+import math
 import pathlib
 import re
 import shlex
@@ -28,6 +29,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.launch import command, slices
+from iclm import axes
 from iclm.config import InputError, nearest
 
 MOUNT = pathlib.PurePosixPath("/mnt/iclm")
@@ -88,6 +90,11 @@ def check(pod: Pod, steps: Sequence[str]) -> None:
         f"--type={pod.kind} has {n_hosts} hosts, whose processes share one workdir; give them "
         f"--share=SERVER:/VOLUME of an NFS server, which is mounted at {MOUNT}"
       )
+    if pod.spot and not pod.share:
+      raise InputError(
+        "--spot: where the TPU is taken away its disk goes too, with all that the run has kept; "
+        "give --share=SERVER:/VOLUME of an NFS server, or no --spot"
+      )
   if {"run", "fetch"} & set(steps):
     command.value(pod.words, "config")
     workdir = pathlib.PurePosixPath(command.value(pod.words, "workdir"))
@@ -97,6 +104,27 @@ def check(pod: Pod, steps: Sequence[str]) -> None:
       raise InputError(f"--workdir={workdir} must name a folder, without ..")
     if pod.share and MOUNT not in workdir.parents:
       raise InputError(f"--workdir={workdir} is not on the share; choose a folder under {MOUNT}")
+  if "fetch" in steps and not pod.out:
+    raise InputError("--out= names no folder to copy the workdir to")
+  if {"create", "install", "run"} & set(steps) and pod.words:
+    _check_run(pod)
+
+
+def _check_run(pod: Pod) -> None:
+  """Raises InputError where the training would refuse its flags, once the TPU costs money."""
+  command.check(pod.words)
+  path = command.value(pod.words, "config").partition(":")[0]
+  c = cli.config_of([word for word in pod.words if word.startswith("--config")])
+  found, sizes = slices.of(pod.kind), [getattr(c.mesh, name) for name in axes.MESH]
+  n = math.prod(sizes)
+  if n > found.chips or (found.hosts > 1 and n != found.chips):
+    raise InputError(
+      f"config.mesh = {'x'.join(map(str, sizes))} asks for {n} devices, and --type={pod.kind} has "
+      f"{found.chips}; choose --config.mesh.data, .expert and .model whose product that is"
+    )
+  there = ["git", "cat-file", "-e", f"HEAD:{path}"]
+  if subprocess.run(there, check=False, capture_output=True).returncode:
+    raise InputError(f"--config={path} is not in the last commit, which is what the hosts get")
 
 
 def commands(pod: Pod, step: str) -> list[list[str]]:

@@ -66,6 +66,10 @@ def slice_of(name: str) -> tuple[Chip, list[Any]]:
     InputError: there is no such slice, or libtpu is not installed.
   """
   family, _, shape = name.partition(":")
+  if sold := re.fullmatch(r"(v5litepod|v5e|v5p|v6e)-(\d+)", name):  # As Cloud TPU calls it.
+    family = sold[1].replace("litepod", "e")
+    chips = int(sold[2]) // (2 if family == "v5p" else 1)  # Of which it counts two cores.
+    raise InputError(f"there is no topology {name!r}; {_nearest(family, str(chips))}")
   known = [f"{f}:{shape}" for f, chip in CHIPS.items() for shape in chip.slices]
   if family not in CHIPS or not shape:
     raise InputError(f"there is no topology {name!r}; {nearest(name, known)}")

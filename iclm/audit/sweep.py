@@ -286,7 +286,7 @@ def _notices(runs: Sequence[Run], done: Sequence[Run], columns: Sequence[Column]
   origins = [run.results["provenance"] for run in done if run.results is not None]
   if len(commits := {str(p["commit"])[:12] for p in origins}) > 1:
     notices.append(f"the runs are of {len(commits)} commits: {', '.join(sorted(commits))}")
-  if n_dirty := sum(p["dirty"] for p in origins):
+  if n_dirty := sum(bool(p["dirty"]) for p in origins):
     notices.append(f"{n_dirty} runs were made with uncommitted changes")
   if len({json.dumps(p["device"], sort_keys=True) for p in origins}) > 1:
     notices.append("the runs were made on different devices: their seconds do not compare")

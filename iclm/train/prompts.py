@@ -34,8 +34,8 @@ def keep(
 ) -> dict[str, prompt_cache.Rows]:
   """The sources, their rows with what the router reads of them.
 
-  It lies in the run's folder under a manifest, prompts/NAME.npy: float32 of rows by D. A run that
-  begins computes it; one that goes on finds it there, or computes it again.
+  It lies in the run's folder under a manifest, prompts/0.npy for the first source: float32 of rows
+  by D. A run that begins computes it; one that goes on finds it there, or computes it again.
 
   Args:
     loader: how the run lays rows out.
@@ -53,22 +53,31 @@ def keep(
       if processes.is_first():
         manifest.remove(place)
         place.mkdir()
-      for name, rows in sources.items():
+      for i, (name, rows) in enumerate(sources.items()):
         every = grain.MapDataset.source(cast(Sequence, rows)).repeat()
         batches = _batches(dataclasses.replace(loader, rows=every), n_rows[name], name)
         put = (sharding.put_batch(batch, mesh) for batch in batches)
         parts = (processes.fetch(read(state.params, batch)) for batch in put)
-        _write(place / f"{name}.npy", parts, (n_rows[name], c.model.d_model))
+        _write(place / _file(i), parts, (n_rows[name], c.model.d_model))
       if processes.is_first():
         manifest.write(place, {"rows": n_rows})
     outputs.wait_for(place / manifest.NAME)
-  load = lambda name: np.load(place / f"{name}.npy", mmap_mode="r")
-  return {name: prompt_cache.Rows(rows, load(name)) for name, rows in sources.items()}
+  load = lambda i: np.load(place / _file(i), mmap_mode="r")
+  return {name: prompt_cache.Rows(rows, load(i)) for i, (name, rows) in enumerate(sources.items())}
+
+
+def _file(i: int) -> str:
+  """Of the i-th source: a name may hold what a file's may not."""
+  return f"{i}.npy"
 
 
 def _is_whole(place: pathlib.Path, n_rows: dict[str, int]) -> bool:
   """Whether all of it lies there as it was written, of sources of these sizes."""
-  return manifest.problem(place) is None and manifest.read(place)["rows"] == n_rows
+  if manifest.problem(place) is not None:
+    return False
+  told = manifest.read(place)
+  files = {_file(i) for i in range(len(n_rows))}
+  return list(told["rows"].items()) == list(n_rows.items()) and told["files"].keys() == files
 
 
 @contextlib.contextmanager
