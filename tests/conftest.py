@@ -99,7 +99,7 @@ def jitted(c: config.Config, vocab_size: int = VOCAB) -> compose.Model:
   """The model with both functions compiled: eager JAX is slow on small shapes."""
   model = compose.build(c, vocab_size)
   init = jax.jit(lambda key: sharding.unbox(model.init(key)))
-  return compose.Model(init, jax.jit(model.apply, static_argnames="alone"))
+  return compose.Model(init, jax.jit(model.apply, static_argnames="alone"), model.adapters)
 
 
 def fresh(c: config.Config):

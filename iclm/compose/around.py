@@ -31,7 +31,7 @@ from iclm.nn import block, transformer
 
 def run(upper: serving.Upper) -> tuple[Array, Array, Array]:
   """Returns logits_BTV, messages_SBTZ and rate_SBT; its passes are `lower`, `core` and `upper`."""
-  config, decoder, expert, passes, params, x_BTD, shared, routed, draws, do, at_BC = upper
+  config, decoder, expert, passes, params, x_BTD, shared, routed, draws, do, at_BC, _ = upper
   t = config.topology
   split = lambda key: (None, None, None) if key is None else jax.random.split(key, 3)
   drop, noise = split(draws.dropout), split(draws.message)

@@ -79,13 +79,16 @@ class Model(NamedTuple):
 
   init(key) -> boxed params: {"base", "invariant", "domain", "router", "combine"}, the parts that
     the config has.
-  apply(params, batch, key, do, tau=, alone=, cache=, at_BC=) -> Output. `key=None` is
+  apply(params, batch, key, do, tau=, alone=, cache=, at_BC=, adapters=) -> Output. `key=None` is
     deterministic: messages take their mean, routes their argmax, nothing is dropped. Of `Draws` in
     its place, what has a key is drawn. With a cache,
     the batch goes on behind the tokens in it, and what was routed to stays: see `compose.cache`.
     `at_BC` are the positions of each row that are asked for; heads are computed for no others, nor
     is the last layer, but for keys and values (and where a router reads the base's last states).
+  adapters(params, routing) -> what `apply` goes on with behind a cache of that route, and else
+    picks by itself: a loop over tokens would pick and copy it for each. None where nothing is kept.
   """
 
   init: Callable[[Array], Any]
   apply: Callable[..., Output]
+  adapters: Callable[[Any, Routing | None], Any]

@@ -35,11 +35,13 @@ def build(config: Config, vocab_size: int, mesh: Mesh | None = None) -> Model:
     return Model(
       lambda key: {"base": transformer.init(decoder, key)},
       functools.partial(_plain, config, decoder),
+      lambda params, routed: None,
     )
   n_domain, n_invariant = serving.n_layers(config)
   expert, invariant = experts.make(config, n_domain), experts.make(config, n_invariant)
   init = functools.partial(_init, config, decoder, expert, invariant)
-  return Model(init, functools.partial(_apply, config, decoder, expert, mesh))
+  apply = functools.partial(_apply, config, decoder, expert, mesh)
+  return Model(init, apply, functools.partial(parallel.adapters, config, expert))
 
 
 def _rows(config: Config, vocab_size: int) -> int:
@@ -121,9 +123,10 @@ def _plain(
   alone=False,
   cache=None,
   at_BC=None,
+  adapters=None,
 ):
   """The plain base: no router, no experts, nothing to intervene on."""
-  if any(field is not None for field in do):
+  if adapters is not None or any(field is not None for field in do):
     raise ValueError("the plain base has no router and no experts to intervene on")
   passes = Passes(lambda x: x, cache)
   call = functools.partial(decoder.apply, {"params": params["base"]})
@@ -151,6 +154,7 @@ def _apply(
   alone: bool = False,
   cache: Cache | None = None,
   at_BC: Int[Array, "B C"] | None = None,
+  adapters: Any = None,
 ) -> Output:
   """See `Model`."""
   draws = Draws.of(key)
@@ -189,6 +193,7 @@ def _apply(
     draws=draws,
     do=do,
     at_BC=at_BC,
+    adapters=adapters,
   )
   if config.topology.kind == "around":
     told = *around.run(upper), None

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from iclm import experts
 from iclm.compose import serving
 from iclm.config import Config
-from iclm.nn import combine
+from iclm.nn import combine, transformer
+from iclm.routing import Routing
 
 
 def run(
@@ -28,7 +30,7 @@ def run(
     base_BCD: states of the base where they are asked for; None where nothing needs them, or where
       they are computed with the streams (residual, under a cache).
   """
-  config, decoder, expert, passes, params, x_BTD, shared, routed, draws, do, at_BC = upper
+  config, decoder, expert, passes, params, x_BTD, shared, routed, draws, do, at_BC, kept = upper
   serve = functools.partial(serving.serve, config, expert, params, routed, x_BTD.shape[1])
   joins = config.combine == "residual" and base_BCD is None
   served, whole = serve(), serve(with_base=joins)
@@ -40,7 +42,10 @@ def run(
     args = {"params": params["base"]}, repeat(x_BTD), adapters, shared, at_RC
     return passes("streams", functools.partial(decoder.apply, *args, method="upper"))
 
-  state = expert.apply(whole.params, layers, draws.dropout)
+  if kept is None:
+    state = expert.apply(whole.params, layers, draws.dropout)
+  else:
+    state = layers(kept)
   if joins:
     every = state.reshape(-1, whole.n, *state.shape[1:])
     state, base_BCD = every[:, :-1].reshape(-1, *state.shape[1:]), every[:, -1]
@@ -61,6 +66,17 @@ def run(
     only_SSB = jnp.eye(len(strength_SB))[..., None] * jnp.ones_like(strength_SB)[None]
     alone_SBTV = jnp.stack([mix(only_SB) for only_SB in only_SSB])
   return mix(strength_SB), per_stream(z), per_stream(rate), alone_SBTV
+
+
+def adapters(config: Config, expert: experts.Expert, params: Any, routed: Routing | None) -> Any:
+  """What the layers of each row are given, the base's among them, once a cache holds the route."""
+  n_upper = config.model.layers - config.model.trunk_layers
+  is_picked = config.topology.kind == "parallel" and not serving.is_block(config)
+  if routed is None or not is_picked or n_upper == 0:
+    return None
+  joins = config.combine == "residual"
+  served = serving.serve(config, expert, params, routed, 1, with_base=joins)
+  return expert.apply(served.params, lambda layers: transformer.split(layers, n_upper - 1), None)
 
 
 def _mix(config: Config, decoder, params: Any, said_SBTD, strength_SB, base_BTD) -> combine.Mix:

@@ -72,6 +72,7 @@ class Upper(NamedTuple):
   draws: Draws
   do: Intervention
   at_BC: Int[Array, "B C"] | None  # The positions that are asked for; None for all.
+  adapters: Any  # Of `parallel.adapters`; None to pick them here.
 
 
 class Served(NamedTuple):

@@ -111,9 +111,10 @@ def decode(
 ) -> Decoded:
   """See `Decoding`."""
   until = decoded.n + n
+  adapters = model.adapters(params, decoded.cache.routed)
 
   def step(decoded: Decoded) -> Decoded:
-    output = model.apply(params, decoded.next, None, do, cache=decoded.cache)
+    output = model.apply(params, decoded.next, None, do, cache=decoded.cache, adapters=adapters)
     assert output.cache is not None
     read = decoded._replace(cache=output.cache)
     return _said(read, output.logits_BTV[:, 0], sampling, end_ids)

@@ -96,7 +96,7 @@ class Decoder(nn.Module):
   def upper(
     self,
     x_BTD: Float[Array, "B T D"],
-    layers: dict[str, Any],
+    layers: Any,
     shared: Shared,
     at_BC: Int[Array, "B C"] | None = None,
     past: Any = None,
@@ -104,7 +104,7 @@ class Decoder(nn.Module):
     """The remaining layers.
 
     Args:
-      layers: adapters with a leading layer axis, or an empty dict.
+      layers: adapters with a leading layer axis, or an empty dict; or what `split` makes of them.
       at_BC: positions that are asked for, None for all T of them.
       past: of a cache: each layer's k_BHCK and v_BHCK of the tokens before, () when there are none.
 
@@ -115,10 +115,7 @@ class Decoder(nn.Module):
       x_BCD = pick(x_BTD, at_BC)
       return x_BCD if past is None else (x_BCD, ())
     n = self.model.layers - self.model.trunk_layers - 1
-    # Split: the gradients of slices would be padded and added, whole stacks of experts' matrices.
-    leaves, kind = jax.tree.flatten(layers)
-    halves = [jnp.split(x, [n]) for x in leaves]
-    below, last = (kind.unflatten([half[i] for half in halves]) for i in (0, 1))
+    below, last = layers if isinstance(layers, tuple) else split(layers, n)
     if past is None:
       x_BTD = _through(self.upper_layers, n, x_BTD, below, shared, None)
       return self.last_layer(x_BTD, last, shared, at_BC)[1][0][0]
@@ -140,6 +137,17 @@ class Decoder(nn.Module):
     """The plain base: every piece once, as initialisation needs it."""
     s = shared(self.model, position_BT, mask_BTT, None)
     return self.unembed(self.upper(self.trunk(self.embed(tokens_BT), s), {}, s))
+
+
+def split(layers: dict[str, Any], n: int) -> tuple[dict[str, Any], dict[str, Any]]:
+  """What the first `n` layers are given, and the last one.
+
+  Split: the gradients of slices would be padded and added, whole stacks of experts' matrices.
+  """
+  leaves, kind = jax.tree.flatten(layers)
+  halves = [jnp.split(x, [n]) for x in leaves]
+  below, last = (kind.unflatten([half[i] for half in halves]) for i in (0, 1))
+  return below, last
 
 
 def init(decoder: Decoder, key: Array) -> Any:
