@@ -47,7 +47,12 @@ def _archived() -> str | None:
 
 
 def _git(*args: str) -> str | None:
-  """Output of git in the folder of this package; None where it is no checkout."""
+  """Output of git in a checkout of this project; None where there is none.
+
+  An archive, or what pip has installed, may lie within a repository of something else.
+  """
+  if not (_ROOT / ".git").exists():
+    return None
   try:
     done = subprocess.run(["git", *args], cwd=_ROOT, capture_output=True, text=True, check=True)
   except (OSError, subprocess.CalledProcessError):
