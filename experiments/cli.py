@@ -20,7 +20,7 @@ import rich.console
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import hosts
+from experiments import hosts, update
 from iclm import axes, config, progress, train, workdir
 
 INTERRUPTED = 143
@@ -143,7 +143,7 @@ def mesh_of(folder: pathlib.Path, asked: str | None) -> config.Mesh:
 
 
 def config_of(argv: Sequence[str]) -> config.Config:
-  """The config that flags as --config=FILE and --config.KEY=VALUE come to.
+  """The config that flags as --config=FILE and --config.KEY=VALUE come to in `experiments.train`.
 
   Raises:
     InputError: the file is no config, or `experiments.train` would refuse it.
@@ -155,7 +155,9 @@ def config_of(argv: Sequence[str]) -> config.Config:
   except (flags.Error, OSError, *BROKEN) as error:
     file, *_ = [word for word in argv if word.startswith("--config=")]
     raise config.InputError(f"{file[9:]} is no config: {sentence(error)}") from None
-  return config.from_config_dict(holder["config"].value)
+  c = config.from_config_dict(holder["config"].value)
+  update.check(c)
+  return c
 
 
 def console() -> rich.console.Console:

@@ -1,5 +1,6 @@
 """A run of several processes: how one joins it, and how it ends when another one is lost."""
 
+import contextlib
 import ctypes
 import dataclasses
 import os
@@ -79,7 +80,7 @@ def read(flag: flags.FlagValues) -> Place | None:
       raise InputError("--distributed finds --coordinator, --processes and --process by itself")
     return Place("", 0, -1, flag.join_s, flag.lost_s)
   host, _, port = flag.coordinator.rpartition(":")
-  if not (host and re.fullmatch(r"\d{1,5}", port) and 0 < int(port) < 2**16):
+  if not (re.fullmatch(r"\S+", host) and re.fullmatch(r"\d{1,5}", port) and 0 < int(port) < 2**16):
     raise InputError(
       f"--coordinator={flag.coordinator} must be HOST:PORT of process 0, with a port below 65,536"
     )
@@ -134,9 +135,9 @@ def _check_port(port: int) -> None:
   try:
     socket.create_server(("", port)).close()
   except OSError as error:
+    why = os.strerror(error.errno or 0)
     raise InputError(
-      f"process 0 cannot listen at port {port} of this host: {error.strerror}; name another one "
-      "in --coordinator"
+      f"process 0 cannot listen at port {port} of this host: {why}; name another in --coordinator"
     ) from None
 
 
@@ -211,8 +212,9 @@ def _answers(address: str) -> bool:
 
 def _exit(code: int) -> None:
   """Without the hooks that wait for the other processes."""
-  sys.stdout.flush()
-  sys.stderr.flush()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError):  # Who listened may be gone.
+      stream.flush()
   os._exit(code)
 
 

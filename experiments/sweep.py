@@ -111,11 +111,12 @@ def _check_sets(sweep: Any, jobs: Sequence[Job]) -> None:
   wanted = (sweep.chosen_on,) if sweep.baselines or sweep.tuning else ()
   wanted += tuple(sweep.out_of_distribution) if sweep.baselines else ()
   for job in jobs:
-    if job.seed != sweep.seeds[0] or job.system == sweep.base:
+    if job.seed != sweep.seeds[0]:
       continue
     sets = job.read_config()["evaluation"]["sets"]
+    compared = job.system != sweep.base or job.system in sweep.baselines
     for name in wanted:
-      if name not in sets:
+      if compared and name not in sets:
         raise InputError(
           f"the sweep compares its systems on {name!r}, and config.evaluation.sets of "
           f"{job.system!r} has no such set; {config.nearest(name, sets)}"

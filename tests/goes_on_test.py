@@ -1,6 +1,7 @@
 """What a folder of a run goes on with, and what it refuses or forgets."""
 
 import json
+import shutil
 
 import pytest
 from train_test import data, fit  # noqa: F401, fixtures.
@@ -30,9 +31,8 @@ def test_a_run_does_not_go_on_with_other_data(data, tmp_path):  # noqa: F811
 def test_a_first_command_that_came_to_nothing_leaves_the_folder_free(data, tmp_path):  # noqa: F811
   folder = tmp_path / "run"
   narrow = {"data.seq_len": 12, "evaluation.seq_len": 64}
-  endless = {"data.train.mechanisms": base.source(acre="symbolic", split="iid")}
   with pytest.raises(InputError, match=r"the row needs \d+ tokens and seq_len is 12"):
-    fit(folder, data, **SHORT, **narrow, **endless)
+    fit(folder, data, **SHORT, **narrow)
   assert not {workdir.CONFIG, workdir.TOKENIZER} & {path.name for path in folder.iterdir()}
   assert fit(folder, data, **SHORT).run.step == 4
   # But a run that has got anywhere stays what it is.
@@ -51,7 +51,13 @@ def test_a_row_that_fits_nowhere_is_told_before_the_first_step(data, tmp_path): 
   steps = {"steps": 1, "optimizer.warmup": 0, "evaluation.every": 0}  # Which would not come to it.
   with pytest.raises(InputError, match="the long one: the row needs"):
     fit(tmp_path / "run", data, **steps, **trained)
-  assert not (tmp_path / "run").exists()
+  # Nor is it taken where the first command was killed before it had a checkpoint.
+  mine.write_text("".join(lines))
+  fit(tmp_path / "run", data, **steps, **trained)
+  shutil.rmtree(tmp_path / "run" / workdir.CHECKPOINTS)
+  mine.write_text("".join([*lines, json.dumps(long) + "\n"]))
+  with pytest.raises(InputError, match="the long one: the row needs"):
+    fit(tmp_path / "run", data, **steps, **trained)
 
 
 def test_an_oracle_knows_every_domain_of_its_data(data, tmp_path):  # noqa: F811

@@ -233,6 +233,7 @@ def test_the_place_of_a_process_is_read_from_its_flags():
     ({"processes": 2, "process": 0}, "--coordinator= must be HOST:PORT"),
     ({"coordinator": "h", "processes": 2, "process": 0}, "--coordinator=h must be HOST:PORT"),
     ({"coordinator": "h:65536", "processes": 2, "process": 0}, "port below 65,536"),
+    ({"coordinator": "a h:1", "processes": 2, "process": 0}, "must be HOST:PORT"),
     ({"coordinator": "h:1"}, "--process=-1 must be one of 0 to -1, of --processes=0"),
     ({"coordinator": "h:1", "processes": 2, "process": 2}, "--process=2 must be one of 0 to 1"),
     ({"coordinator": "h:1", "distributed": True}, "--distributed finds --coordinator"),
@@ -247,7 +248,9 @@ def test_flags_that_place_a_process_nowhere_are_refused(changes, told):
 def test_a_port_that_is_taken_is_told():
   with socket.create_server(("localhost", 0)) as taken:
     port = taken.getsockname()[1]
-    with pytest.raises(InputError, match=f"cannot listen at port {port} of this host: Address"):
+    with pytest.raises(
+      InputError, match=f"cannot listen at port {port} of this host: Address already in use; name"
+    ):
       hosts.join(hosts.Place(f"localhost:{port}", 2, 0, 5, 5))
   hosts._check_port(port)
 

@@ -20,6 +20,7 @@ POD = {
   "spot": True, "share": "10.0.0.2:/vol1", "out": "runs/pod", "dry_run": True,
 }  # fmt: skip
 HOST = [*TRAIN[:2], "--config.mesh.data=8"]
+CUDNN = ["all", *TRAIN, "--config.model.kernel=cudnn"]
 ONE_HOST = {"type": "v6e-8", "project": "mine", "queued": False, "spot": False, "share": ""}
 
 
@@ -77,6 +78,8 @@ def test_all_is_its_steps_in_order(capsys):
     (["all", *TRAIN, "--config.stpes=5"], {}, "acre.py is no config: .*stpes"),
     (["all", *TRAIN], ONE_HOST, "config.mesh = 16x1x1 asks for 16 devices, and --type=v6e-8 has 8"),
     (["all", "--config=configs/nope.py", *TRAIN[1:]], {}, "nope.py is no config"),
+    ([*CUDNN, "--config.model.dtype=bfloat16"], {}, "needs a GPU, and this is a tpu"),
+    (["all", *TRAIN, "--config.study.shift.surface=digits"], {}, "study.shift"),
   ],
 )
 def test_bad_input_is_told_before_anything_is_run(words, changes, told, monkeypatch):

@@ -315,6 +315,9 @@ def test_a_set_that_is_compared_on_is_there_before_anything_runs(key, tmp_path):
   (wrong, *_) = sweep.jobs_of(spec, tmp_path, ["stpes=3"], [])
   with pytest.raises(InputError, match=r"quickstart\.py is no config.*stpes"):
     sweep._check_sets(spec, [wrong])
+  spec.base = wrong.system  # From which the others start.
+  with pytest.raises(InputError, match=r"quickstart\.py is no config.*stpes"):
+    sweep._check_sets(spec, [wrong])
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in ROOT.glob("configs/sweeps/[a-z]*.py")))

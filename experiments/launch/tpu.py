@@ -31,6 +31,7 @@ from experiments import cli
 from experiments.launch import command, slices
 from iclm import axes
 from iclm.config import InputError, nearest
+from iclm.nn import attention
 
 MOUNT = pathlib.PurePosixPath("/mnt/iclm")
 HERE = pathlib.PurePosixPath("iclm")  # The repository in a host's home, where training runs.
@@ -115,6 +116,7 @@ def _check_run(pod: Pod) -> None:
   command.check(pod.words)
   path = command.value(pod.words, "config").partition(":")[0]
   c = cli.config_of([word for word in pod.words if word.startswith("--config")])
+  attention.check_kernel(c.model, "tpu")
   found, sizes = slices.of(pod.kind), [getattr(c.mesh, name) for name in axes.MESH]
   n = math.prod(sizes)
   if n > found.chips or (found.hosts > 1 and n != found.chips):

@@ -126,7 +126,8 @@ def _plain(
   adapters=None,
 ):
   """The plain base: no router, no experts, nothing to intervene on."""
-  if adapters is not None or any(field is not None for field in do):
+  del adapters  # There are none.
+  if any(field is not None for field in do):
     raise ValueError("the plain base has no router and no experts to intervene on")
   passes = Passes(lambda x: x, cache)
   call = functools.partial(decoder.apply, {"params": params["base"]})

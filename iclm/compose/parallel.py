@@ -42,10 +42,7 @@ def run(
     args = {"params": params["base"]}, repeat(x_BTD), adapters, shared, at_RC
     return passes("streams", functools.partial(decoder.apply, *args, method="upper"))
 
-  if kept is None:
-    state = expert.apply(whole.params, layers, draws.dropout)
-  else:
-    state = layers(kept)
+  state = expert.apply(whole.params, layers, draws.dropout) if kept is None else layers(kept)
   if joins:
     every = state.reshape(-1, whole.n, *state.shape[1:])
     state, base_BCD = every[:, :-1].reshape(-1, *state.shape[1:]), every[:, -1]
@@ -70,13 +67,12 @@ def run(
 
 def adapters(config: Config, expert: experts.Expert, params: Any, routed: Routing | None) -> Any:
   """What the layers of each row are given, the base's among them, once a cache holds the route."""
-  n_upper = config.model.layers - config.model.trunk_layers
   is_picked = config.topology.kind == "parallel" and not serving.is_block(config)
-  if routed is None or not is_picked or n_upper == 0:
+  if routed is None or not is_picked:
     return None
-  joins = config.combine == "residual"
+  joins, n = config.combine == "residual", config.model.layers - config.model.trunk_layers
   served = serving.serve(config, expert, params, routed, 1, with_base=joins)
-  return expert.apply(served.params, lambda layers: transformer.split(layers, n_upper - 1), None)
+  return expert.apply(served.params, lambda layers: transformer.split(layers, n - 1), None)
 
 
 def _mix(config: Config, decoder, params: Any, said_SBTD, strength_SB, base_BTD) -> combine.Mix:

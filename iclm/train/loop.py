@@ -85,11 +85,6 @@ def fit(
   if not processes.of_first((folder / workdir.TOKENIZER).exists()):
     new = start.new_tokenizer(c, training).under(template)
     compose.build(c, new.vocab_size, mesh)  # Raises what contradicts itself there.
-    for examples in sets.values():  # And here what would cost a run its end.
-      accuracy.check(examples, new, c)
-      determined.check(examples)
-    loader = assemble.loader(c, training, new, *sharding.share(mesh))
-    start.check_rows(loader, assemble.finite(c, sources))
   with workdir.claim(folder, c, free):
     if new is not None:
       workdir.keep_tokenizer(folder, new)
@@ -114,6 +109,11 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, sources, tokenizer, 
   with workdir.checkpoints(folder, c) as saves:
     restored = saves.restore(step.abstract_state(c, model, tx, mesh))
     _check_data(folder, restored, meta["data_sha256"])
+    if not restored:  # What would cost a run days, or its end.
+      start.check_rows(loader, assemble.finite(c, sources))
+      for examples in sets.values():
+        accuracy.check(examples, tokenizer, c)
+        determined.check(examples)
     state = restored.state if restored else start.fresh(c, model, tx, mesh, k_init, loader)
     first = n = restored.step if restored else 0
     if c.keeps_prompts:
