@@ -2,6 +2,9 @@
 
   python -m experiments.train --config=configs/on_base.py --workdir=runs/on_base
 
+Result (seed 0, 19 minutes): the routes are the domains, and the experts, trained on what their base
+was trained on, add 0.006 on the mechanisms and nothing on the others.
+
 The base is a folder of transformers, runs/base_hf, or --config.checkpoint.init_from=FOLDER.
 """
 

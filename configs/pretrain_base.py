@@ -4,6 +4,9 @@
   python -m experiments.expert --workdir=runs/pretrain_base --export=base --out=runs/base_hf
   python -m experiments.train --config=configs/on_base.py --workdir=runs/on_base
 
+Result (seed 0, one of two cores, 87 minutes beside other work): on `iid_test` 0.905 of the
+mechanisms, 0.959 of RAVEN, 0.449 of ACRE, which takes more steps.
+
 `--config=configs/pretrain_base.py:10m` and `:30m` are for one GPU, and have not been run to their
 end; 10m is as large as a demo of 24 MiB in bfloat16 can be.
 
