@@ -153,12 +153,12 @@ def test_a_start_that_is_not_there_claims_no_folder(data, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_an_evaluation_that_fits_no_row_is_told_before_the_folder_is_claimed(data, tmp_path):
+def test_an_evaluation_that_fits_no_row_is_told_and_leaves_the_folder_free(data, tmp_path):
   path = tmp_path / "long.jsonl"
   path.write_text(json.dumps({"prompt": "From 0,1 do reverse:", "answer": "1,0," * 30}) + "\n")
   with pytest.raises(InputError, match=r"long:1: the row needs \d+ tokens"):
     fit(tmp_path / "run", data, **{"evaluation.sets.test": base.source(jsonl=str(path))})
-  assert not (tmp_path / "run").exists()
+  assert not {workdir.CONFIG, workdir.TOKENIZER} & {p.name for p in (tmp_path / "run").iterdir()}
 
 
 def test_sigterm_in_the_last_evaluation_is_not_lost(data, tmp_path, monkeypatch):
