@@ -2,7 +2,8 @@
 
   python -m experiments.sweep --sweep=configs/sweeps/raven.py --workdir=runs/raven_sweep --jobs=2
 
-The systems are those of `configs/sweeps/acre_comp.py`. It has not been run yet.
+The systems are those of `configs/sweeps/acre_comp.py`. Dense and iclm have been run, with three
+seeds: see `experiments/results/README.md`.
 """
 
 from ml_collections import config_dict
