@@ -164,9 +164,9 @@ class Checkpoints:
       step = processes.of_first(-1 if newest is None else newest)
       if step < 0:
         return None
-    elif (why := manifest.problem(self._existing(step))) is not None:
-      raise InputError(f"checkpoint {self._path(step)} is bad: {why}")
-    path = self._path(step)
+      path = self._path(step)
+    else:
+      path = self._verified(step)
     _check_leaves(path, manifest.read(path)["leaves"], _leaves(abstract_state))
     wanted = jax.tree.map(_placed, abstract_state)
     args = ocp.args.PyTreeRestore(wanted, ocp.checkpoint_utils.construct_restore_args(wanted))
@@ -179,14 +179,7 @@ class Checkpoints:
     Raises:
       InputError: the step is absent, or its meta or manifest is bad.
     """
-    path = self._existing(step)
-    try:
-      why = manifest.file_problem(path, _META, manifest.read(path)["files"][_META])
-    except ValueError as error:
-      why = str(error)
-    if why is not None:
-      raise InputError(f"checkpoint {path} is bad: {why}")
-    return json.loads((path / _META).read_bytes())
+    return json.loads((self._verified(step, only=_META) / _META).read_bytes())
 
   def _finish(self, target: pathlib.Path, meta: str, about: dict[str, Any]) -> None:
     """In the background: the meta, the manifest, the rename, and what is kept no more."""
@@ -224,10 +217,8 @@ class Checkpoints:
     """Those with a metric, worst first."""
     metrics = {}
     for step in steps:
-      try:
+      with contextlib.suppress(ValueError):  # A bad manifest is no claim to a place among the best.
         metrics[step] = manifest.read(self._path(step))["metric"]
-      except ValueError:
-        continue  # A bad manifest is no claim to a place among the best.
     has = [step for step in metrics if metrics[step] is not None]
     return sorted(has, key=lambda step: (metrics[step], step))
 
@@ -242,12 +233,16 @@ class Checkpoints:
     new = self._directory / f"{step}{_NEW}"
     return new if (new / manifest.NAME).exists() else self._directory / str(step)
 
-  def _existing(self, step: int) -> pathlib.Path:
+  def _verified(self, step: int, only: str | None = None) -> pathlib.Path:
+    """The folder of a step that is there and good, or in which the one file is."""
     steps = self.steps()
     if step not in steps:
       near = min(steps, key=lambda other: abs(other - step), default="none at all")
       raise InputError(f"{self._directory} has no checkpoint of step {step}; nearest is {near}")
-    return self._path(step)
+    path = self._path(step)
+    if (why := manifest.problem(path, only)) is not None:
+      raise InputError(f"checkpoint {path} is bad: {why}")
+    return path
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
@@ -256,22 +251,18 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
   It slices what several devices hold, so that each writes a part, and compiles a program for every
   slice: of a small model on eight CPU devices 152, which was most of its first save.
   """
-  arrays = type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SHARED_OUT)
   registry = type_handlers.create_type_handler_registry(
     (int, type_handlers.ScalarHandler()),
     (float, type_handlers.ScalarHandler()),
     (np.ndarray, type_handlers.NumpyHandler()),
-    (jax.Array, arrays),
+    (jax.Array, type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SHARED_OUT)),
   )
   return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def _leaves(tree: Any) -> dict[str, str]:
   """Path of every leaf -> dtype and shape, or the type of a plain number."""
-
-  def kind(x: Any) -> str:
-    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
-
+  kind = lambda x: f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
   name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
   return {name(path): kind(x) for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
 

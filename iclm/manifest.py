@@ -51,19 +51,24 @@ def read(path: pathlib.Path) -> dict[str, Any]:
   raise ValueError(f"{NAME} is not as it was written")
 
 
-def problem(path: pathlib.Path) -> str | None:
-  """What is wrong with a directory that has a manifest, naming the file; None where it is good."""
+def problem(path: pathlib.Path, only: str | None = None) -> str | None:
+  """What is wrong with a directory that has a manifest, naming the file; None where it is good.
+
+  Args:
+    only: the one file to look at; None for every file.
+  """
   try:
-    expected, found = read(path)["files"], _files(path)
+    entries, there = read(path)["files"], {only} if only else _files(path)
   except ValueError as error:
     return str(error)
-  for name in sorted(found - expected.keys()):
+  for name in sorted(there - entries.keys()):
     return f"{name} is not in the manifest"
-  problems = (file_problem(path, name, entry) for name, entry in sorted(expected.items()))
+  looked_at = [only] if only else sorted(entries)
+  problems = (_file_problem(path, name, entries[name]) for name in looked_at)
   return next((problem for problem in problems if problem is not None), None)
 
 
-def file_problem(path: pathlib.Path, name: str, entry: dict[str, Any]) -> str | None:
+def _file_problem(path: pathlib.Path, name: str, entry: dict[str, Any]) -> str | None:
   """What is wrong with one file, given its entry in the manifest; None where it is good."""
   try:
     with open(path / name, "rb") as file:
