@@ -19,7 +19,7 @@ from configs import base, presets
 from iclm import config, train, workdir
 from iclm.config import InputError
 from iclm.data import mechanisms
-from iclm.train import loop
+from iclm.train import watch
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS, EVERY = 24, 4
@@ -162,13 +162,13 @@ def test_an_evaluation_that_fits_no_row_is_told_and_leaves_the_folder_free(data,
 
 
 def test_sigterm_in_the_last_evaluation_is_not_lost(data, tmp_path, monkeypatch):
-  summarise = loop.accuracy.summarise
+  summarise = watch.accuracy.summarise
 
   def interrupted(*args):
     os.kill(os.getpid(), signal.SIGTERM)
     return summarise(*args)
 
-  monkeypatch.setattr(loop.accuracy, "summarise", interrupted)
+  monkeypatch.setattr(watch.accuracy, "summarise", interrupted)
   short = {"steps": 2, "optimizer.warmup": 1, "evaluation.every": 0}
   result = fit(tmp_path / "run", data, **short)
   assert result.interrupted and result.run.step == 2
@@ -250,13 +250,13 @@ def saving(folder):
 
 
 def test_a_penalty_that_weighs_nothing_is_told_once(tmp_path, caplog):
-  watch = loop._Watch(config.from_config_dict(small_config(tmp_path)), None, None)
+  look = watch.Watch(config.from_config_dict(small_config(tmp_path)), None, None)
   with caplog.at_level(logging.WARNING):
     for n in (2, 4):
-      watch._dependence(n, {"dependence_classes": 1.0})
+      look._dependence(n, {"dependence_classes": 1.0})
     assert not caplog.text
     for n in (6, 8):
-      watch._dependence(n, {"dependence_classes": 0.0})
+      look._dependence(n, {"dependence_classes": 0.0})
   (record,) = caplog.records
   assert "config.loss.dependence = 0.1 weighed nothing at step 6" in record.message
   assert "has the 32 answers" in record.message
