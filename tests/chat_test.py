@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 from chat_families import BRACKETS, CHATS, DAY, FAMILIES, GOLDEN, backend, save, theirs
 from conftest import tiny
-from train_test import data, small_config  # noqa: F401, a fixture.
+from small_run import small_config
 
 from experiments import generate as command
 from iclm import config, hf, train, workdir
@@ -218,7 +218,7 @@ def test_a_template_is_equal_to_its_json(folders):
 
 
 @pytest.fixture(scope="module")
-def run(folders, data, tmp_path_factory):  # noqa: F811
+def run(folders, data, tmp_path_factory):
   """A run on messages, and its config."""
   path = tmp_path_factory.mktemp("run")
   lines = [json.loads(line) for line in data.read_text().splitlines()]
@@ -289,7 +289,7 @@ def test_another_template_does_not_go_on_with_the_run(run):
   assert train.fit(c, folder, "test").run.step == 2
 
 
-def test_a_run_without_a_template_has_no_chat(data, tmp_path):  # noqa: F811
+def test_a_run_without_a_template_has_no_chat(data, tmp_path):
   c = config.from_config_dict(small_config(data, steps=1, **{"optimizer.warmup": 0}))
   train.fit(c, tmp_path / "run", "test")
   with pytest.raises(InputError, match="has no chat template: train it with"):

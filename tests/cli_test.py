@@ -13,7 +13,7 @@ import types
 
 import pytest
 import rich.table
-from train_test import data, fit, whole  # noqa: F401, fixtures.
+from small_run import fit
 
 from experiments import cli, evaluate
 from iclm import progress
@@ -36,7 +36,7 @@ def write(path, *records):
   return path
 
 
-def test_evaluate_writes_the_promised_json(whole, data, tmp_path):  # noqa: F811
+def test_evaluate_writes_the_promised_json(whole, data, tmp_path):
   evals = {"input": [{"role": "system", "content": "Apply reverse to (a.b.c.d):"}], "ideal": "d"}
   chosen = {"prompt": "From 0,1 do sort:", "answer": "0", "choices": ["0", "1"], "domain": "digits"}
   paths = data, write(tmp_path / "b.jsonl.gz", evals), write(tmp_path / "c.jsonl", chosen, chosen)
@@ -54,7 +54,7 @@ def test_evaluate_writes_the_promised_json(whole, data, tmp_path):  # noqa: F811
   assert set(sets[0]["by_domain"]) == {"lower", "upper", "digits", "words", "signs"}
 
 
-def test_evaluate_examines_what_it_is_asked_to(whole, data, tmp_path):  # noqa: F811
+def test_evaluate_examines_what_it_is_asked_to(whole, data, tmp_path):
   out = tmp_path / "out.json"
   assert asked(whole[0], out, data, examined=True) == 0
   found = json.loads(out.read_text())
@@ -76,7 +76,7 @@ def test_evaluate_examines_what_it_is_asked_to(whole, data, tmp_path):  # noqa: 
   assert set(found["probes"]) == {"invariant", "domain"} and "risk" in found["worst_domain"]
 
 
-def test_the_results_do_not_replace_the_data(whole, tmp_path):  # noqa: F811
+def test_the_results_do_not_replace_the_data(whole, tmp_path):
   path = write(tmp_path / "a.jsonl", {"prompt": "From 0,1 do sort:", "answer": "0"})
   with pytest.raises(InputError, match="is a file of --data, which it would replace"):
     asked(whole[0], path, path)
@@ -94,8 +94,8 @@ def test_what_is_examined_of_a_file_is_drawn_and_not_its_head():
 
 @pytest.mark.slow
 def test_routes_are_compared_with_those_of_another_seed_and_of_a_paraphrase(
-  whole,  # noqa: F811
-  data,  # noqa: F811
+  whole,
+  data,
   tmp_path,
 ):
   other, longer, out = tmp_path / "seed1", tmp_path / "longer", tmp_path / "out.json"
@@ -148,7 +148,7 @@ def test_routes_are_compared_with_those_of_another_seed_and_of_a_paraphrase(
     ),
   ],
 )
-def test_bad_data_is_told_and_nothing_written(whole, tmp_path, content, told):  # noqa: F811
+def test_bad_data_is_told_and_nothing_written(whole, tmp_path, content, told):
   path, out = tmp_path / "a.jsonl", tmp_path / "out.json"
   path.write_text(content)
   with pytest.raises(InputError, match=told):
@@ -156,7 +156,7 @@ def test_bad_data_is_told_and_nothing_written(whole, tmp_path, content, told):  
   assert not out.exists()
 
 
-def test_no_run_no_data_no_room_is_told(whole, data, tmp_path):  # noqa: F811
+def test_no_run_no_data_no_room_is_told(whole, data, tmp_path):
   with pytest.raises(InputError, match=r"no\.jsonl"):
     asked(whole[0], tmp_path / "o.json", tmp_path / "no.jsonl")
   with pytest.raises(InputError, match="no run's workdir"):
@@ -165,7 +165,7 @@ def test_no_run_no_data_no_room_is_told(whole, data, tmp_path):  # noqa: F811
     asked(whole[0], data / "o.json", data)
 
 
-def test_a_run_of_many_devices_is_read_on_few(whole, data, tmp_path):  # noqa: F811
+def test_a_run_of_many_devices_is_read_on_few(whole, data, tmp_path):
   many = tmp_path / "many"
   shutil.copytree(whole[0], many)
   told = json.loads((many / "config.json").read_text())
@@ -251,7 +251,7 @@ def test_help_lists_every_flag_of_a_command(module, named):
     assert f"--{flag}: " in told
 
 
-def test_a_full_disk_while_logging_is_told(data, tmp_path, monkeypatch):  # noqa: F811
+def test_a_full_disk_while_logging_is_told(data, tmp_path, monkeypatch):
   def full(_):
     raise OSError(errno.ENOSPC, "No space left on device")
 

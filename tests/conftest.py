@@ -44,6 +44,8 @@ with install_import_hook("iclm", "beartype.beartype"):
   from iclm.data.pipeline import Batch
   from iclm.nn import transformer  # noqa: F401
 
+from small_run import data, whole  # noqa: F401, fixtures of many files.
+
 from configs import base, presets
 
 VOCAB = 23

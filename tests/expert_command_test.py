@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from hf_families import GOLDEN
-from train_test import data, small_config  # noqa: F401, fixtures.
+from small_run import small_config
 
 from experiments import expert as command
 from iclm import config, hf, train, workdir
@@ -17,7 +17,7 @@ from iclm.config import InputError
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, data):  # noqa: F811
+def trained(tmp_path_factory, data):
   plain = {"bottleneck.kind": "none", "loss.beta": 0.0, "loss.dependence": 0.0}
   c = config.from_config_dict(small_config(data, **plain, **{"steps": 2, "optimizer.warmup": 1}))
   folder = tmp_path_factory.mktemp("runs") / "run"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from expert_command_test import told
 from generate_command_test import ASKED, asked
-from train_test import data, fit, small_config  # noqa: F401, fixtures.
+from small_run import fit
 
 from experiments import evaluate
 from iclm import config, manifest, train, workdir
@@ -19,7 +19,7 @@ from iclm.evals.subject import Subject
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, data):  # noqa: F811
+def trained(tmp_path_factory, data):
   folder = tmp_path_factory.mktemp("runs") / "run"
   fit(folder, data, steps=2, **{"optimizer.warmup": 1})
   return folder
@@ -52,7 +52,7 @@ def test_it_is_the_run_in_bfloat16_and_nothing_more(trained, exported):
   assert not any(b".exported." in p.read_bytes() for p in files)
 
 
-def test_the_outputs_are_the_runs_own_bitwise_in_float32(trained, exported, data, tmp_path):  # noqa: F811
+def test_the_outputs_are_the_runs_own_bitwise_in_float32(trained, exported, data, tmp_path):
   told(trained, export="run", out=str(tmp_path / "out"))
   # Once rounded, nothing more is lost.
   told(exported, export="run", dtype="bfloat16", out=str(tmp_path / "again"))
@@ -67,7 +67,7 @@ def test_the_outputs_are_the_runs_own_bitwise_in_float32(trained, exported, data
   assert 0 < np.abs(bfloat16 - run).max() < 2**-5 * np.abs(run).max()
 
 
-def test_commands_read_it_as_any_run(exported, data, tmp_path):  # noqa: F811
+def test_commands_read_it_as_any_run(exported, data, tmp_path):
   answers, scores = tmp_path / "answers.jsonl", tmp_path / "scores.json"
   assert asked(exported, ASKED, out=str(answers)) == 0
   assert json.loads(answers.read_text())["step"] == 2
@@ -79,14 +79,14 @@ def test_commands_read_it_as_any_run(exported, data, tmp_path):  # noqa: F811
   assert json.loads(scores.read_text())["sets"][0]["n"] == 60
 
 
-def test_another_run_starts_from_it(exported, data, tmp_path):  # noqa: F811
+def test_another_run_starts_from_it(exported, data, tmp_path):
   base = workdir.load_run(exported).params["base"]
   changes = {"steps": 1, "optimizer.warmup": 0, "trains.base": False}
   result = fit(tmp_path / "run", data, **changes, **{"checkpoint.init_from": str(exported)})
   same(result.run.params["base"], base)  # Which did not train.
 
 
-def test_nobody_trains_on_in_it(exported, data):  # noqa: F811
+def test_nobody_trains_on_in_it(exported, data):
   before = {p: p.stat().st_mtime_ns for p in exported.rglob("*")}
   with pytest.raises(InputError, match=r"holds an exported run.*checkpoint.init_from=.*another"):
     train.fit(workdir.config_of(exported), exported, "test")

@@ -8,7 +8,6 @@ import types
 
 import pytest
 from cli_test import ROOT
-from train_test import data, whole  # noqa: F401, fixtures.
 
 from experiments import generate as command
 from iclm.config import InputError
@@ -26,7 +25,7 @@ def asked(folder, *prompt, **changes):
   return command.main(types.SimpleNamespace(**given | changes))
 
 
-def test_it_shows_and_writes_answers_with_their_experts(whole, tmp_path, capsys):  # noqa: F811
+def test_it_shows_and_writes_answers_with_their_experts(whole, tmp_path, capsys):
   out, file = tmp_path / "out.jsonl", tmp_path / "prompts.txt"
   file.write_text(f"{ASKED}\nApply reverse to (a.b.c.d):\n")
   assert asked(whole[0], ASKED, prompts=str(file), out=str(out), stop=["\0"]) == 0
@@ -42,7 +41,7 @@ def test_it_shows_and_writes_answers_with_their_experts(whole, tmp_path, capsys)
     )
 
 
-def test_one_prompt_is_streamed_as_a_batch_answers_it(whole, tmp_path, capsys):  # noqa: F811
+def test_one_prompt_is_streamed_as_a_batch_answers_it(whole, tmp_path, capsys):
   many, one = tmp_path / "many.jsonl", tmp_path / "one.jsonl"
   asked(whole[0], ASKED, ASKED, out=str(many), do_route=1)
   capsys.readouterr()
@@ -57,7 +56,7 @@ def test_one_prompt_is_streamed_as_a_batch_answers_it(whole, tmp_path, capsys): 
   assert json.loads(one.read_text()) == record
 
 
-def test_without_prompts_and_without_an_input_there_is_nothing_to_do(whole, monkeypatch):  # noqa: F811
+def test_without_prompts_and_without_an_input_there_is_nothing_to_do(whole, monkeypatch):
   monkeypatch.setattr(sys, "stdin", None)
   with pytest.raises(InputError, match="no input to read prompts from; give --prompt"):
     asked(whole[0])
@@ -68,7 +67,7 @@ class Terminal(io.StringIO):
     return True
 
 
-def test_on_a_terminal_it_answers_line_by_line(whole, capsys, monkeypatch):  # noqa: F811
+def test_on_a_terminal_it_answers_line_by_line(whole, capsys, monkeypatch):
   monkeypatch.setattr(sys, "stdin", Terminal(f"{ASKED}\n\n{ASKED}\n"))
   assert asked(whole[0]) == 0
   told = capsys.readouterr()
@@ -94,7 +93,7 @@ def test_on_a_terminal_it_answers_line_by_line(whole, capsys, monkeypatch):  # n
   ],
 )
 def test_bad_input_is_told_and_nothing_written(
-  whole,  # noqa: F811
+  whole,
   tmp_path,
   prompt,
   changes,
@@ -107,7 +106,7 @@ def test_bad_input_is_told_and_nothing_written(
   assert not out.exists()
 
 
-def test_out_without_a_prompt_no_run_and_an_empty_file_are_told(whole, tmp_path):  # noqa: F811
+def test_out_without_a_prompt_no_run_and_an_empty_file_are_told(whole, tmp_path):
   with pytest.raises(InputError, match="--out takes the answers"):
     asked(whole[0], out=str(tmp_path / "o"))
   with pytest.raises(InputError, match="no run's workdir"):
@@ -130,7 +129,7 @@ def test_out_without_a_prompt_no_run_and_an_empty_file_are_told(whole, tmp_path)
 @pytest.mark.parametrize(
   ("flag", "told"), [("--top_p=0", "top_p = 0"), ("--do_rout=1", "do_rout"), ("--top_k=x", "top_k")]
 )
-def test_bad_flags_are_one_sentence_and_exit_code_2(whole, flag, told):  # noqa: F811
+def test_bad_flags_are_one_sentence_and_exit_code_2(whole, flag, told):
   argv = ["-m", "experiments.generate", f"--workdir={whole[0]}", f"--prompt={ASKED}", flag]
   argv += ["--temperature=1"]
   done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True)

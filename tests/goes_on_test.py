@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from train_test import data, fit  # noqa: F401, fixtures.
+from small_run import fit
 
 from configs import base
 from iclm import progress, workdir
@@ -13,7 +13,7 @@ from iclm.config import InputError
 SHORT = {"steps": 4, "optimizer.warmup": 1, "evaluation.every": 0, "checkpoint.every": 2}
 
 
-def test_a_run_does_not_go_on_with_other_data(data, tmp_path):  # noqa: F811
+def test_a_run_does_not_go_on_with_other_data(data, tmp_path):
   mine = tmp_path / "mine.jsonl"
   mine.write_text(data.read_text())
   trained = {"data.train.mechanisms": base.source(jsonl=str(mine))}
@@ -28,7 +28,7 @@ def test_a_run_does_not_go_on_with_other_data(data, tmp_path):  # noqa: F811
   assert fit(tmp_path / "run", data, **SHORT, **trained).run.step == 4
 
 
-def test_a_first_command_that_came_to_nothing_leaves_the_folder_free(data, tmp_path):  # noqa: F811
+def test_a_first_command_that_came_to_nothing_leaves_the_folder_free(data, tmp_path):
   folder = tmp_path / "run"
   narrow = {"data.seq_len": 12, "evaluation.seq_len": 64}
   with pytest.raises(InputError, match=r"the row needs \d+ tokens and seq_len is 12"):
@@ -41,7 +41,7 @@ def test_a_first_command_that_came_to_nothing_leaves_the_folder_free(data, tmp_p
   assert (folder / workdir.CONFIG).exists() and (folder / workdir.TOKENIZER).exists()
 
 
-def test_a_row_that_fits_nowhere_is_told_before_the_first_step(data, tmp_path):  # noqa: F811
+def test_a_row_that_fits_nowhere_is_told_before_the_first_step(data, tmp_path):
   mine = tmp_path / "mine.jsonl"
   lines = data.read_text().splitlines(keepends=True)
   long = json.loads(lines[-1]) | {"id": "the long one"}
@@ -60,7 +60,7 @@ def test_a_row_that_fits_nowhere_is_told_before_the_first_step(data, tmp_path): 
     fit(tmp_path / "run", data, **steps, **trained)
 
 
-def test_an_oracle_knows_every_domain_of_its_data(data, tmp_path):  # noqa: F811
+def test_an_oracle_knows_every_domain_of_its_data(data, tmp_path):
   given = {"router.kind": "oracle", "loss.balance": 0.0, "loss.zloss": 0.0, "experts.count": 2}
   with pytest.raises(
     InputError, match=r"none of config\.data\.domains, by which .* 'oracle' routes"

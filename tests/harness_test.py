@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from cli_test import ROOT
 from cli_test import asked as evaluate
-from train_test import data, whole  # noqa: F401, fixtures.
 
 from iclm import generate, workdir
 from iclm.config import InputError
@@ -51,7 +50,7 @@ metric_list: [{metric: exact_match}]
 
 
 @pytest.fixture(scope="module")
-def tasks(data, tmp_path_factory) -> pathlib.Path:  # noqa: F811
+def tasks(data, tmp_path_factory) -> pathlib.Path:
   """A folder of three tasks on one file; choices are answers of other records, of other lengths."""
   folder = tmp_path_factory.mktemp("tasks")
   records, rng = [json.loads(line) for line in data.read_text().splitlines()], random.Random(0)
@@ -76,7 +75,7 @@ def run(tasks, *names, **arguments):
   return found["results"], found["samples"]
 
 
-def test_a_local_task_has_the_accuracy_of_evaluate(whole, tasks, tmp_path):  # noqa: F811
+def test_a_local_task_has_the_accuracy_of_evaluate(whole, tasks, tmp_path):
   out = tmp_path / "out.json"
   assert evaluate(whole[0], out, tasks / "chosen.jsonl") == 0
   [ours] = json.loads(out.read_text())["sets"]
@@ -90,11 +89,11 @@ def requests(*args):
 
 
 @pytest.fixture(scope="module")
-def model(whole):  # noqa: F811
+def model(whole):
   return harness.Harness(workdir=str(whole[0]), batch_size="7")
 
 
-def test_the_end_counts_where_it_is_asked_for(whole, model):  # noqa: F811
+def test_the_end_counts_where_it_is_asked_for(whole, model):
   pair = ("Apply reverse to (a.b.c.d):", "d.c.b.a")
   [(without, _)] = model.loglikelihood(requests(pair), disable_tqdm=True)
   ending = harness.Harness(workdir=str(whole[0]), end=True, mesh="1x1x1")
@@ -114,7 +113,7 @@ def test_rolling_texts_of_any_length(model):
   assert found[1] < found[0] and found[2] == 0.0
 
 
-def test_answers_are_those_of_generate(whole, model):  # noqa: F811
+def test_answers_are_those_of_generate(whole, model):
   texts = ["From 0,1,2 do sort:", "Apply reverse to (a.b.c.d):"]
   asked = {"until": ["."], "max_gen_toks": 6, "do_sample": False, "temperature": 0.7}
   other = {"until": [], "max_gen_toks": 3}
@@ -132,7 +131,7 @@ def test_answers_are_those_of_generate(whole, model):  # noqa: F811
   assert isinstance(model.generate_until(requests(("a." * 900, asked)), True)[0], str)
 
 
-def test_arguments_that_nothing_would_follow_are_refused(whole, tmp_path):  # noqa: F811
+def test_arguments_that_nothing_would_follow_are_refused(whole, tmp_path):
   for arguments, told in (
     ({"ends": True}, "'ends' is not known: did you mean 'end'?"),
     ({"end": "maybe"}, "end = 'maybe' must be True or False"),
@@ -169,7 +168,7 @@ def test_without_the_extra_the_command_says_so(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command(whole, tasks, tmp_path):  # noqa: F811
+def test_the_command(whole, tasks, tmp_path):
   def command(*argv):
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     argv = [sys.executable, "-m", "experiments.lm_eval", "--model", "iclm", *argv]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import make_batch
 from hf_families import GOLDEN
-from train_test import data, fit, small_config  # noqa: F401
+from small_run import fit, small_config
 
 from iclm import compose, config, hf, sharding, train, workdir
 from iclm.config import InputError
@@ -20,7 +20,7 @@ SHAPE = {"d_model": 16, "heads": 4, "kv_heads": 2, "head_size": 4, "d_ff": 24, "
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, data) -> pathlib.Path:  # noqa: F811
+def folder(tmp_path_factory, data) -> pathlib.Path:
   """A Qwen 3 of another maker: more rows than its tokenizer has ids."""
   lines = map(json.loads, data.read_text().splitlines())
   texts = [line[key] for line in lines for key in ("prompt", "answer")]
@@ -44,7 +44,7 @@ def changes(folder: pathlib.Path, **more):
   )
 
 
-def test_a_run_on_a_folder_answers_as_its_base_and_keeps_it(folder, data, tmp_path):  # noqa: F811
+def test_a_run_on_a_folder_answers_as_its_base_and_keeps_it(folder, data, tmp_path):
   c = config.from_config_dict(small_config(data, **changes(folder)))
   result = train.fit(c, tmp_path / "run", "test")
   made = tokenizer.load(folder / "tokenizer.json")
@@ -65,7 +65,7 @@ def test_a_run_on_a_folder_answers_as_its_base_and_keeps_it(folder, data, tmp_pa
   np.testing.assert_array_equal(got, want)
 
 
-def test_a_tokenizer_that_does_not_fit_and_a_model_that_is_another(folder, data, tmp_path):  # noqa: F811
+def test_a_tokenizer_that_does_not_fit_and_a_model_that_is_another(folder, data, tmp_path):
   with pytest.raises(InputError, match=r"config\.model\.kv_heads = 1 does not agree with"):
     fit(tmp_path / "a", data, **changes(folder) | {"model.kv_heads": 1})
   assert not (tmp_path / "a").exists()

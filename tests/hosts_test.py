@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import QUICK
-from train_test import data, metrics_of, n_lines  # noqa: F401, a fixture.
+from small_run import metrics_of, n_lines
 
 from experiments import hosts
 from experiments.launch import command, local
@@ -29,7 +29,7 @@ STEPS, EVERY = 20, 5
 CONFIG = """
 import pathlib, sys
 sys.path.insert(0, {tests!r})
-from train_test import small_config
+from small_run import small_config
 changes = {{"mesh.data": 4, "mesh.expert": 2, "optimizer.kind": "adamw", "experts.dropout": 0.0}}
 changes |= {{"batch_size": 8, "steps": {steps}, "log_every": 1, "evaluation.every": 0}}
 changes |= {{"checkpoint.every": {every}, "checkpoint.keep": 9, "checkpoint.best": 0}}
@@ -40,7 +40,7 @@ LOST = r"error: process \d of 2 lost another process of the run \(.*it goes on f
 
 
 @pytest.fixture(scope="module")
-def place(data, tmp_path_factory):  # noqa: F811
+def place(data, tmp_path_factory):
   """A folder with a config in it, and what is compiled; processes of their own find both."""
   folder = tmp_path_factory.mktemp("hosts")
   text = CONFIG.format(tests=str(ROOT / "tests"), data=str(data), steps=STEPS, every=EVERY)

@@ -1,12 +1,12 @@
 """The loop's own cost is measured on the loop's own parts."""
 
-from train_test import data, small_config  # noqa: F401, fixtures.
+from small_run import small_config
 
 from experiments import loops
 from iclm import config
 
 
-def test_a_wait_and_a_stall_are_seconds_beside_a_step(data):  # noqa: F811
+def test_a_wait_and_a_stall_are_seconds_beside_a_step(data):
   c = config.from_config_dict(small_config(data))
   found, figures = loops.measure(c, 2)
   assert found == [] and figures["stall_s"]["n"] == 2

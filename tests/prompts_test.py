@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import build, make_batch, tiny
-from train_test import data, fit, small_config  # noqa: F401, fixtures.
+from small_run import fit, small_config
 
 from iclm import config, manifest, sharding, workdir
 from iclm.config import InputError
@@ -24,7 +24,7 @@ def losses(folder):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, data):  # noqa: F811
+def run(tmp_path_factory, data):
   folder = tmp_path_factory.mktemp("runs") / "kept"
   return folder, fit(folder, data, **KEPT)
 
@@ -51,7 +51,7 @@ def test_the_base_has_no_pass_of_its_own_then():
   assert count(batch) == 5 and count(with_read) == 3
 
 
-def test_a_run_learns_the_same_with_it(tmp_path, data, run):  # noqa: F811
+def test_a_run_learns_the_same_with_it(tmp_path, data, run):
   folder, result = run
   fit(tmp_path / "reads", data, **READS)
   np.testing.assert_allclose(losses(folder), losses(tmp_path / "reads"), rtol=1e-5)
@@ -67,7 +67,7 @@ def test_a_run_learns_the_same_with_it(tmp_path, data, run):  # noqa: F811
   np.testing.assert_allclose(read_BD, array_ND[12:16], rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_that_goes_on_reads_the_file_or_makes_it_anew(tmp_path, data, run):  # noqa: F811
+def test_a_run_that_goes_on_reads_the_file_or_makes_it_anew(tmp_path, data, run):
   c = config.from_config_dict(small_config(data, **KEPT))
   folder, result = run
   path = folder / prompts.FOLDER / "0.npy"
@@ -114,6 +114,6 @@ def test_a_source_of_any_name_is_kept_within_the_folder(tmp_path, run):
     ({"model.position_gap": 3}, "model.position_gap = 1"),
   ],
 )
-def test_what_would_not_stay_the_same_is_refused(data, change, need):  # noqa: F811
+def test_what_would_not_stay_the_same_is_refused(data, change, need):
   with pytest.raises(InputError, match=f"config.router.cached = True needs config.{need}"):
     config.from_config_dict(small_config(data, **(KEPT | change)))

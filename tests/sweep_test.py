@@ -9,7 +9,6 @@ import types
 
 import pytest
 from ml_collections import config_dict
-from train_test import data  # noqa: F401, a fixture.
 
 from experiments import jobs as running
 from experiments import report, sweep, tables, tuning
@@ -185,7 +184,7 @@ def test_a_star_goes_by_what_is_corrected_and_of_the_one_mean_by_itself():
 SMALL = """
 import pathlib, sys
 sys.path.insert(0, {tests!r})
-from train_test import small_config
+from small_run import small_config
 changes = {{"steps": 4, "optimizer.warmup": 1, "evaluation.every": 0, "checkpoint.every": 0}}
 get_config = lambda: small_config(pathlib.Path({data!r}), **changes)
 """
@@ -201,7 +200,7 @@ get_sweep = lambda: config_dict.create(
 
 
 @pytest.mark.slow
-def test_a_sweep_from_end_to_end_and_its_page(data, tmp_path, capsys):  # noqa: F811
+def test_a_sweep_from_end_to_end_and_its_page(data, tmp_path, capsys):
   told = {"config": str(tmp_path / "c.py"), "tests": str(ROOT / "tests"), "data": str(data)}
   (tmp_path / "c.py").write_text(SMALL.format(**told))
   (tmp_path / "s.py").write_text(FROM_BASE.format(**told))

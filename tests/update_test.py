@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 import rich.console
-from train_test import data, fit, small_config  # noqa: F401, fixtures.
+from small_run import fit, small_config
 
 from configs import base
 from experiments import baselines, shifts, study, update
@@ -61,7 +61,7 @@ def few_tests():
 
 
 @pytest.fixture(scope="module")
-def studied(data, tmp_path_factory):  # noqa: F811
+def studied(data, tmp_path_factory):
   folder = tmp_path_factory.mktemp("study") / "run"
   result = fit(folder, data, steps=8, **CHANGES)
   study.report(result.run.config, folder, result)
@@ -144,7 +144,7 @@ def test_a_fresh_dense_lora_is_its_plain_base(studied):
     },
   ],
 )
-def test_the_baselines_of_any_config_read_back(data, changes):  # noqa: F811
+def test_the_baselines_of_any_config_read_back(data, changes):
   c = config.from_config_dict(small_config(data, **CHANGES | changes))
   for made in (baselines.plain(c), baselines.dense_lora(c)):
     assert config.from_config_dict(config.to_dict(made)) == made
@@ -227,7 +227,7 @@ def test_a_bound_on_what_is_recovered():
     ),
   ],
 )
-def test_a_shift_that_cannot_be_is_told_before_training(data, key, value, told):  # noqa: F811
+def test_a_shift_that_cannot_be_is_told_before_training(data, key, value, told):
   c = config.from_config_dict(small_config(data, **CHANGES | {key: value}))
   with pytest.raises(InputError, match=told):
     update.check(c)
@@ -235,14 +235,14 @@ def test_a_shift_that_cannot_be_is_told_before_training(data, key, value, told):
   update.check(dataclasses.replace(c, study=dataclasses.replace(c.study, shift=shift)))
 
 
-def test_without_a_set_it_is_not_seen_what_else_changes(data):  # noqa: F811
+def test_without_a_set_it_is_not_seen_what_else_changes(data):
   c = config.from_config_dict(small_config(data, **CHANGES))
   unseen = dataclasses.replace(c.evaluation, sets={}, best="")
   with pytest.raises(InputError, match=r"name config\.evaluation\.sets"):
     update.check(dataclasses.replace(c, evaluation=unseen))
 
 
-def test_an_example_whose_operation_is_not_told_is_none_that_stays(data):  # noqa: F811
+def test_an_example_whose_operation_is_not_told_is_none_that_stays(data):
   c = config.from_config_dict(small_config(data, **CHANGES))
   told = mechanisms.example(mechanisms.TASKS["default"], "iid_train", 0, 0)
   of = lambda group: shifts.stays(c, dataclasses.replace(told, domain="digits", group=group))
@@ -280,7 +280,7 @@ def test_an_update_of_acre_leaves_the_other_form_bitwise(tmp_path):
   assert ours["others"]["logits_changed"] == 0 and ours["shifted"]["logits_changed"] > 0
 
 
-def test_a_shift_is_of_the_task_that_was_trained(data):  # noqa: F811
+def test_a_shift_is_of_the_task_that_was_trained(data):
   c = small_config(data, **CHANGES)
   c.data.train = {"mechanisms": base.source(tfds="mechanisms/hard", split="iid_train")}
   found = shifts.examples(config.from_config_dict(c), "test", 20)
