@@ -182,20 +182,8 @@ def _apply(
     state_BTD = {"embed": embedded_BTD, "trunk": x_BTD, "base": base_BTD}[config.router.reads]
     read = _read(config, state_BTD, batch)
     routed, prompt = _route(config, params["router"], read, batch, draws.route, do, tau)
-  upper = serving.Upper(
-    config=config,
-    decoder=decoder,
-    expert=expert,
-    passes=passes,
-    params=params,
-    x_BTD=x_BTD,
-    shared=shared,
-    routed=routed,
-    draws=draws,
-    do=do,
-    at_BC=at_BC,
-    adapters=adapters,
-  )
+  args = config, decoder, expert, passes, params, x_BTD, shared, routed, draws, do, at_BC, adapters
+  upper = serving.Upper(*args)
   if config.topology.kind == "around":
     told = *around.run(upper), None
   else:

@@ -22,12 +22,7 @@ class LazyAdamState(NamedTuple):
 
 
 def lazy_adamw(
-  lr: optax.Schedule,
-  b1: float,
-  b2: float,
-  eps: float,
-  weight_decay: float,
-  clip: float,
+  lr: optax.Schedule, b1: float, b2: float, eps: float, weight_decay: float, clip: float
 ) -> optax.GradientTransformation:
   """AdamW for experts stacked on the first axis of every leaf, each as if it were alone.
 

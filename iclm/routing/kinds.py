@@ -98,9 +98,7 @@ def route(
     weights_BE = jax.lax.stop_gradient(weights_BE)
   own_B = index_B
   if route_B is not None:
-    index_B = jnp.where(route_B >= 0, route_B, index_B).astype(jnp.int32)
-    forced_BE = jax.nn.one_hot(index_B, logits_BE.shape[-1])
-    weights_BE = jnp.where((route_B >= 0)[..., None], forced_BE, weights_BE)
+    index_B, weights_BE = _force(route_B, index_B, weights_BE)
   belief_BE = jax.lax.stop_gradient(jax.nn.softmax(logits_BE))
   confidence_B = jnp.take_along_axis(belief_BE, index_B[..., None], axis=-1)[..., 0]
   score_B, losses = jnp.zeros(index_B.shape), {}
@@ -108,6 +106,13 @@ def route(
     score_B = jax.lax.stop_gradient(jnp.sqrt(distance(emb_BP, prototypes_EP).min(-1)))
     losses = _losses(wish, row_mask_B)
   return Routing(logits_BE, weights_BE, index_B, own_B, confidence_B, score_B, losses)
+
+
+def _force(route_B: Array, index_B: Array, weights_BE: Array) -> tuple[Array, Array]:
+  """Indices and weights with those of `route_B` in their place where it names an expert."""
+  index_B = jnp.where(route_B >= 0, route_B, index_B).astype(jnp.int32)
+  forced_BE = jax.nn.one_hot(index_B, weights_BE.shape[-1])
+  return index_B, jnp.where((route_B >= 0)[..., None], forced_BE, weights_BE)
 
 
 def temperature(
