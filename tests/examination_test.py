@@ -6,7 +6,8 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from interventions_test import EXAMPLES, params, subject, tok  # noqa: F401, fixtures.
+from interventions_model_test import params, subject, tok  # noqa: F401, fixtures.
+from interventions_test import EXAMPLES
 
 from iclm.config import InputError
 from iclm.evals import examination
