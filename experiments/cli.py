@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import rich.console
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from experiments import hosts, update
 from iclm import axes, config, progress, train, workdir
@@ -152,10 +152,13 @@ def config_of(argv: Sequence[str]) -> config.Config:
   config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=[sys.argv[0], *argv])
   try:
     holder([sys.argv[0], *argv])
+    read = holder["config"].value.copy_and_resolve_references()  # Raises where it was not found.
   except (flags.Error, OSError, *BROKEN) as error:
     file, *_ = [word for word in argv if word.startswith("--config=")]
-    raise config.InputError(f"{file[9:]} is no config: {sentence(error)}") from None
-  c = config.from_config_dict(holder["config"].value)
+    stray = _stray(argv)
+    told = f"with these flags: {stray}" if stray else f"is no config: {sentence(error)}"
+    raise config.InputError(f"{file[9:]} {told}") from None
+  c = config.from_config_dict(read)
   update.check(c)
   return c
 
@@ -181,10 +184,35 @@ def _parse(argv: list[str]) -> list[str]:
   except flags.Error as error:
     told = str(error)
   except BROKEN as error:
-    told = sentence(error)
+    told = _stray(argv) or sentence(error)
   except OSError as error:
     told = f"cannot read the config {error.filename or ''}: {error.strerror or error}"
   sys.exit(_say(" ".join(told.split())))
+
+
+def _stray(argv: Sequence[str]) -> str | None:
+  """What is told of the first flag that names a key which its config does not have, if one does."""
+  # The value of a flag may be the next word.
+  words = zip(["", *argv], argv, strict=False)
+  files = [word for old, word in words if re.match(r"--?config(=|$)", word) or old == "--config"]
+  holder = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=["", *files])
+  try:
+    holder(["", *files])
+    read = holder["config"].value.copy_and_resolve_references()
+  except (flags.Error, OSError, *BROKEN):
+    return None  # It is not the flags.
+  for word in argv:
+    if not (found := re.match(r"--?(?:no)?config\.([^=]+)", word)):
+      continue
+    where, level = "config", read
+    for name in (part.partition("[")[0] for part in found[1].split(".")):
+      if not isinstance(level, config_dict.ConfigDict):
+        return f"{where} of {found[0]} has no keys: it is {level!r}"
+      if name not in level:
+        return f"{where} has no key {name!r}; {config.nearest(name, level)}"
+      where, level = f"{where}.{name}", level[name]
+  return None
 
 
 def sentence(error: Exception) -> str:

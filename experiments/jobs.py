@@ -78,7 +78,10 @@ class Job:
     Raises:
       InputError: it would refuse it.
     """
-    return config.to_dict(cli.config_of(self._flags))
+    try:
+      return config.to_dict(cli.config_of(self._flags))
+    except InputError as error:
+      raise InputError(f"system {self.system!r}: {error}") from None
 
   def stands_in(self, folder: pathlib.Path) -> bool:
     """Whether a folder holds this very run, finished."""

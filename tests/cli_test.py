@@ -213,7 +213,15 @@ def run(*argv, module="experiments.train"):
 @pytest.mark.parametrize(
   ("argv", "told"),
   [
-    (["--config=configs/quickstart.py", "--config.router.knid=vq"], "kind"),
+    (
+      ["--config=configs/quickstart.py", "--config.router.knid=vq"],
+      r"config\.router has no key 'knid'; did you mean 'kind'\?$",
+    ),
+    (
+      ["--config=configs/quickstart.py", "--config.bottleneck.qqq=3"],
+      r"has no key 'qqq'; valid are kind, ramp, width$",
+    ),
+    (["--config=configs/quickstart.py", "--config.steps.x=3"], "has no keys: it is 1000$"),
     (["--config=configs/quickstart.py", "--config.steps=many"], "steps"),
     (["--config=configs/quikstart.py"], r"quikstart\.py.*configs/quickstart\.py"),
     (["--config=configs/frozen_base.py:base", "--config.model.remat=ligth"], "mean 'light'"),

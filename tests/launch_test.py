@@ -75,7 +75,11 @@ def test_all_is_its_steps_in_order(capsys):
     (["create", "--dry_run"], {}, "--dry_run stands behind the --"),
     (["create", "--workdir=/mnt/iclm/a"], {}, "--config= is missing behind the --"),
     (["all", *TRAIN[:2]], {}, "config.mesh = 1x1x1 asks for 1 devices, and .* has 16; choose"),
-    (["all", *TRAIN, "--config.stpes=5"], {}, "acre.py is no config: .*stpes"),
+    (
+      ["all", *TRAIN, "--config.stpes=5"],
+      {},
+      "acre.py .*: config has no key 'stpes'; did",
+    ),
     (["all", *TRAIN], ONE_HOST, "config.mesh = 16x1x1 asks for 16 devices, and --type=v6e-8 has 8"),
     (["all", "--config=configs/nope.py", *TRAIN[1:]], {}, "nope.py is no config"),
     ([*CUDNN, "--config.model.dtype=bfloat16"], {}, "needs a GPU, and this is a tpu"),

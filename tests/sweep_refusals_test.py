@@ -86,10 +86,10 @@ def test_a_set_that_is_compared_on_is_there_before_anything_runs(key, tmp_path):
   spec.baselines = ()
   sweep._check_sets(spec, jobs)  # Where nothing is compared, nothing is asked for.
   (wrong, *_) = sweep.jobs_of(spec, tmp_path, ["stpes=3"], [])
-  with pytest.raises(InputError, match=r"quickstart\.py is no config.*stpes"):
+  with pytest.raises(InputError, match=r"system 'a': .*quickstart\.py .* no key 'stpes'; did"):
     sweep._check_sets(spec, [wrong])
   spec.base = wrong.system  # From which the others start.
-  with pytest.raises(InputError, match=r"quickstart\.py is no config.*stpes"):
+  with pytest.raises(InputError, match=r"system 'a': .*quickstart\.py .* no key 'stpes'; did"):
     sweep._check_sets(spec, [wrong])
 
 
