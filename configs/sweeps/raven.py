@@ -2,7 +2,7 @@
 
   python -m experiments.sweep --sweep=configs/sweeps/raven.py --workdir=runs/raven_sweep --jobs=2
 
-The systems are those of `configs/sweeps/acre_comp.py`. Dense and iclm have been run, with three
+The systems are those of `configs/sweeps/acre_comp.py`. Dense and iclm have been run, with five
 seeds: see `experiments/results/README.md`.
 """
 
