@@ -82,14 +82,15 @@ def test_a_tensor_that_is_missing_unexpected_or_elsewhere(folder):
 
 
 def test_config_and_weights_that_disagree(folder):
-  edit_json(folder / "config.json", lambda value: value.update(num_hidden_layers=1))
+  write = lambda **given: edit_json(folder / "config.json", lambda value: value.update(given))
+  write(num_hidden_layers=1)
   model = model_of(folder, model__trunk_layers=0)
   refused(folder, r"model\.layers\.1\..*, of shape .* has no place in the model of config", model)
-  edit_json(folder / "config.json", lambda value: value.update(num_hidden_layers=3))
+  write(num_hidden_layers=10**8)
+  refused(folder, "num_hidden_layers = 100000000, and the folder holds .* in all", model_of(folder))
+  write(num_hidden_layers=3)
   refused(folder, r"tensor model\.layers\.2\..* is missing", model_of(folder))
-  edit_json(
-    folder / "config.json", lambda value: value.update(num_hidden_layers=2, intermediate_size=28)
-  )
+  write(num_hidden_layers=2, intermediate_size=28)
   told = r"down_proj\.weight has shape \[16, 24\], where config\.json asks for \[16, 28\]"
   refused(folder, told, model_of(folder))
   told = r"config\.model\.d_ff = 24 does not agree with .*config.json, which has 28"

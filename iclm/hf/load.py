@@ -44,8 +44,9 @@ def load_base(
   folder = config.path(folder)
   description.check_agreement(model, folder)
   boxed = names.abstract(model, model.vocab_size)
-  parameters, places = names.parameters(model, boxed), names.shardings(boxed, mesh, fsdp)
-  with _checked(folder, model, parameters) as tensors:
+  places = names.shardings(boxed, mesh, fsdp)
+  tensors, parameters = _checked(folder, model, boxed)
+  with tensors:
     return jax.tree.map(functools.partial(_parameter, tensors), parameters, places)
 
 
@@ -56,21 +57,31 @@ def check_base(folder: str | pathlib.Path, model: config.Model) -> None:
   """
   folder = config.path(folder)
   description.check_agreement(model, folder)
-  boxed = names.abstract(model, model.vocab_size)
-  _checked(folder, model, names.parameters(model, boxed)).close()
+  tensors, _ = _checked(folder, model, names.abstract(model, model.vocab_size))
+  tensors.close()
 
 
-def _checked(folder: pathlib.Path, model: config.Model, parameters: Any) -> files.Tensors:
-  """The open files of a folder that holds these parameters and no others."""
-  expected = {tensor: p.tensor_shape for p in jax.tree.leaves(parameters) for tensor in p.tensors}
+def _checked(folder: pathlib.Path, model: config.Model, boxed: Any) -> tuple[files.Tensors, Any]:
+  """The open files of a folder that holds these parameters and no others; and `names.parameters`.
+
+  Args:
+    boxed: of `names.abstract`.
+  """
   tensors = files.Tensors(folder)
   try:
+    if model.layers > len(tensors.found):  # Before that many names are written out.
+      raise InputError(
+        f"{folder / description.CONFIG}: num_hidden_layers = {model.layers}, and the folder holds "
+        f"{len(tensors.found)} tensors in all"
+      )
+    parameters = names.parameters(model, boxed)
+    expected = {tensor: p.tensor_shape for p in jax.tree.leaves(parameters) for tensor in p.tensors}
     files.check(tensors, expected, names.ignored(model, set(tensors.found)), folder)
     _check_tied(model, tensors)
   except InputError:
     tensors.close()
     raise
-  return tensors
+  return tensors, parameters
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
