@@ -36,7 +36,7 @@ def get_config():
     operation="reverse",
     becomes="rotate",
     examples=500,
-    rehearsed=500,  # Without them the expert loses half of what else its surface asks for.
+    rehearsed=500,  # Without them the expert loses half or more of the rest.
     steps=500,
     lr=1e-2,
     base_lr=3e-4,
