@@ -6,7 +6,6 @@
 """
 
 import io
-import math
 import os
 import pathlib
 import re
@@ -114,32 +113,21 @@ def mesh_of(folder: pathlib.Path, asked: str | None) -> config.Mesh:
   """The mesh to read a run on: its own, or what was asked for.
 
   Raises:
-    InputError: there is no run, it cannot lie on that mesh, or its own needs more devices.
+    InputError: there is no run, that is no mesh, or its own needs more devices.
   """
   c = workdir.config_of(folder)
   if asked is None:
-    sizes = [getattr(c.mesh, name) for name in axes.MESH]
-    if math.prod(sizes) > jax.device_count():
+    if c.mesh.devices > jax.device_count():
       raise config.InputError(
-        f"{folder} was trained on {math.prod(sizes)} devices, config.mesh = "
-        f"{'x'.join(map(str, sizes))}, and here are {jax.device_count()}; name a mesh that fits "
-        "them, as 1x1x1"
+        f"{folder} was trained on {c.mesh.devices} devices, config.mesh = {c.mesh}, and here are "
+        f"{jax.device_count()}; name a mesh that fits them, as 1x1x1"
       )
     return c.mesh
   if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", asked):
     raise config.InputError(
       f"mesh = {asked!r} must be {'x'.join(map(str.upper, axes.MESH))}, as 1x1x1"
     )
-  sizes = dict(zip(axes.MESH, map(int, asked.split("x")), strict=True))
-  # The rows of its training steps need not divide there.
-  read = {"mesh": sizes, "accumulate": 1, "batch_size": math.prod(sizes.values())}
-  try:
-    return config.from_config_dict(config.to_dict(c) | read).mesh
-  except config.InputError as error:
-    why, *_ = str(error).split(";")  # Behind it stands what a config could do, and a run cannot.
-    raise config.InputError(
-      f"{folder} cannot lie on the mesh {asked}: {why}; 1x1x1 always can"
-    ) from None
+  return config.Mesh(**dict(zip(axes.MESH, map(int, asked.split("x")), strict=True)))
 
 
 def config_of(argv: Sequence[str]) -> config.Config:

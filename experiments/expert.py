@@ -8,8 +8,9 @@
 
 An expert is its number, or `invariant`. Bases, and experts merged into them, are folders of
 transformers with the run's tokenizer. A new run has the adapter in its expert's place, and all else
-bitwise as it was. An exported run is a run's folder with the parameters only: every command that
-reads a run reads it, none trains in it, and another run may start from it (checkpoint.init_from).
+bitwise as it was, the expert's moments in the optimizer included. An exported run is a run's folder
+with the parameters only: every command that reads a run reads it, none trains in it, and another
+run may start from it (checkpoint.init_from).
 """
 
 import dataclasses
@@ -42,6 +43,9 @@ def main(flag: flags.FlagValues) -> int:
   expert = None if name in (BASE, RUN) else _expert(name)
   folder = config.path(flag.workdir)
   run, state = workdir.load_state(folder, cli.mesh_of(folder, flag.mesh), cli.step_of(flag.step))
+  # Read on whatever devices, a new run is one for the mesh of the old one.
+  own = workdir.config_of(folder).mesh
+  run = run._replace(config=dataclasses.replace(run.config, mesh=own))
   if flag.put is not None:
     _put(flag, run, state, expert, out)
   elif name == RUN:
@@ -120,8 +124,10 @@ def _put(flag: flags.FlagValues, run: workdir.Run, state, expert, out: pathlib.P
   if c.bottleneck.kind != "none":
     print(f"expert {expert} keeps its message head: what it says goes through that")
   state = state._replace(params=hf.into(run.params, expert, read.layers))
+  with workdir.checkpoints(config.path(flag.workdir), c) as saves:
+    told = saves.read_meta(run.step)  # Its data, seconds and starts go on.
   with outputs.folder(out) as beside:
-    _write(beside, run, state, workdir.meta(c, run.tokenizer))
+    _write(beside, run, state, told | workdir.meta(c, run.tokenizer))
 
 
 def _expert(name: str) -> int | Literal["invariant"]:

@@ -1,6 +1,5 @@
 """Runs that differ in their seed alone, so that what they found can be compared."""
 
-import pathlib
 from collections.abc import Sequence
 
 from iclm import config, workdir
@@ -25,7 +24,7 @@ def load(
   found, mine = [], config.to_dict(run.config)
   whose = {run.config.seed: folder}
   for name in others:
-    other = workdir.load_run(pathlib.Path(name), run.config.mesh, at)
+    other = workdir.load_run(config.path(name), run.config.mesh, at)
     differs = config.difference(config.to_dict(other.config), mine, FREE)
     if differs is not None:
       raise InputError(f"--seed_workdir={name} is no other seed of {folder}: {differs} here")

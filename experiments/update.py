@@ -26,7 +26,7 @@ KEPT = "kept.jsonl"
 # Of an update, what lies in the folder of the run: that may be moved, or named in another way.
 PLACES = (
   ("checkpoint", "init_from"), ("data", "train", "shifted", "jsonl"),
-  ("data", "train", "kept", "jsonl"),
+  ("data", "train", "stays", "jsonl"),
 )  # fmt: skip
 # Of the sets, those whose accuracy is shown; see `_sets`.
 TITLES = {
@@ -49,6 +49,11 @@ class _Model(NamedTuple):
 def check(c: Config) -> None:
   """Raises InputError where a study asks for no update that can be, before anything is trained."""
   s = c.study.shift
+  config.require(
+    c.trains.base or not c.study.plain_base,
+    "config.study.plain_base = True trains the base alike, and config.trains.base = False lets it "
+    "stand still; set one of them otherwise",
+  )
   if not s.surface:
     return
   config.require(
@@ -194,7 +199,7 @@ def _retraining(
   first = config.Source(tfds="", jsonl=str(data), acre="", split="", weight=1.0, limit=n, ramp=0)
   train = {"shifted": first}
   if s.rehearsed:
-    train["kept"] = dataclasses.replace(first, jsonl=str(data.with_name(KEPT)), limit=0)
+    train["stays"] = dataclasses.replace(first, jsonl=str(data.with_name(KEPT)), limit=0)
   warmup = min(c.optimizer.warmup, s.steps // 4)
   return dataclasses.replace(
     c,
@@ -202,6 +207,9 @@ def _retraining(
     loss=zero,
     perturb=baselines.UNPERTURBED,
     trains=trains,
+    # Trained already: what the run came to, and not what it began with.
+    router=dataclasses.replace(c.router, tau_start=c.router.tau_end),
+    bottleneck=dataclasses.replace(c.bottleneck, ramp=0),
     optimizer=dataclasses.replace(c.optimizer, lr=lr, warmup=warmup),
     data=dataclasses.replace(c.data, train=train),
     evaluation=dataclasses.replace(c.evaluation, every=0, sets={}, best=""),

@@ -174,13 +174,21 @@ def config_of(workdir: pathlib.Path) -> Config:
   return config.from_config_dict(_told(workdir))
 
 
-def load_run(workdir: pathlib.Path, sizes: config.Mesh | None = None, at: At | None = None) -> Run:
+def load_run(
+  workdir: pathlib.Path,
+  sizes: config.Mesh | None = None,
+  at: At | None = None,
+  fsdp: bool | None = None,
+) -> Run:
   """See `load_state`."""
-  return load_state(workdir, sizes, at)[0]
+  return load_state(workdir, sizes, at, fsdp)[0]
 
 
 def load_state(
-  workdir: pathlib.Path, sizes: config.Mesh | None = None, at: At | None = None
+  workdir: pathlib.Path,
+  sizes: config.Mesh | None = None,
+  at: At | None = None,
+  fsdp: bool | None = None,
 ) -> tuple[Run, step.TrainState | None]:
   """A checkpoint of a run, with its own config and tokenizer.
 
@@ -188,15 +196,16 @@ def load_state(
     sizes: the mesh to load it onto, which becomes that of its config; None takes the run's own.
     at: its step, or "best" for that of the highest accuracy on `evaluation.best`; None takes the
       newest good one.
+    fsdp: as `config.fsdp`; None takes the run's own.
 
   Returns:
     The run, and the state to go on from; None where the run was exported.
 
   Raises:
-    InputError: there is no run, or none of its checkpoints is good, or not that one.
+    InputError: there is no run, it cannot lie on the mesh, or none of its checkpoints is good, or
+      not that one.
   """
-  c = config_of(workdir)
-  c = dataclasses.replace(c, mesh=sizes or c.mesh)
+  c = _laid_out(workdir, sizes, fsdp)
   mesh = sharding.make_mesh(c.mesh)
   with checkpoints(workdir, c) as saves:
     if (found := saves.newest() if at is None else at) is None:
@@ -207,17 +216,29 @@ def load_state(
     tokenizer = tokenizer_of(told)
     model = compose.build(c, tokenizer.vocab_size, mesh)
     wanted = step.abstract_state(c, model, optim.from_config(c), mesh)
-    if is_exported(workdir):
-      narrow = lambda x: jax.ShapeDtypeStruct(x.shape, told["dtype"], sharding=x.sharding)
-      restored = saves.restore(jax.tree.map(narrow, wanted.params), found)
-      assert restored is not None
+    exported = is_exported(workdir)
+    narrow = lambda x: jax.ShapeDtypeStruct(x.shape, told["dtype"], sharding=x.sharding)
+    restored = saves.restore(jax.tree.map(narrow, wanted.params) if exported else wanted, found)
+    assert restored is not None
+    if exported:
       state, params = None, jax.tree.map(lambda x: x.astype(jnp.float32), restored.state)
     else:
-      restored = saves.restore(wanted, found)
-      assert restored is not None
       state, params = restored.state, restored.state.params
   compose.check_finite(c, params)
   return Run(c, model, params, tokenizer, mesh, restored.step), state
+
+
+def _laid_out(workdir: pathlib.Path, sizes: config.Mesh | None, fsdp: bool | None) -> Config:
+  """The config of a run as it is read; the rows of its training steps need not divide there."""
+  c = config_of(workdir)
+  c = dataclasses.replace(c, mesh=sizes or c.mesh, fsdp=c.fsdp if fsdp is None else fsdp)
+  try:
+    config.check(dataclasses.replace(c, accumulate=1, batch_size=c.mesh.shares))
+  except InputError as error:
+    why, *_ = str(error).split(";")  # Behind it stands what a config could do, and a run cannot.
+    told = f"cannot lie on the mesh {c.mesh}: {why}; 1x1x1 always can"
+    raise InputError(f"{workdir} {told}") from None
+  return c
 
 
 def meta(c: Config, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -260,10 +281,9 @@ def kept_tokenizer(workdir: pathlib.Path, template: chat.Template | None) -> Tok
 
 def results_of(workdir: pathlib.Path) -> dict[str, Any] | None:
   """What a complete run came to; None in all processes where process 0 finds nothing whole."""
-  try:
+  found = None
+  with contextlib.suppress(OSError, ValueError):
     found = json.loads((workdir / RESULTS).read_text("utf-8"))
-  except (OSError, ValueError):
-    found = None
   whole = isinstance(found, dict) and found.keys() >= {"sets", "train_s", "provenance"}
   return found if processes.of_first(whole) else None
 

@@ -55,7 +55,12 @@ def test_configs_are_complete_and_survive_a_round_trip(name):
     ),
     ({"experts.projections": ("q", "q")}, r"projections = \('q', 'q'\) names one twice"),
     ({"dependence.kind": "joint_mi", "dependence.features": 65}, "64 classes"),
-    ({"dependence.kind": "joint_mi"}, "needs config.dependence.given = 'none'"),
+    ({"dependence.kind": "joint_mi"}, "features of at most bottleneck.width"),
+    (
+      {"dependence.kind": "joint_mi", "dependence.features": 8},
+      "needs config.dependence.given = 'none'",
+    ),
+    ({"router.kind": "soft", "router.tau_steps": 10**9}, "'soft' answers at tau_end = 0.3, which"),
     ({"dependence.features": 0}, "needs config.dependence.features of 1 or more"),
     ({"bottleneck.kind": "none", "loss.beta": 0.0}, "needs config.bottleneck.kind other"),
     ({"data.loss": "all"}, "needs config.data.loss = 'answer' or data.question = 'none'"),

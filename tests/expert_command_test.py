@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import resource
+import shutil
 import types
 
 import jax
@@ -38,6 +39,11 @@ def test_out_and_in_again(trained, tmp_path, capsys):
   assert told(trained, put="0", adapter=str(out), out=str(new)) == 0
   assert "does not say by hash" not in capsys.readouterr().out
   before, after = (workdir.load_run(folder) for folder in (trained, new))
+  metas = []
+  for folder in (trained, new):
+    with workdir.checkpoints(folder, before.config) as saves:
+      metas.append(saves.read_meta(before.step))
+  assert metas[0] == metas[1] and {"data_sha256", "train_s", "starts"} < metas[0].keys()
   assert after.step == before.step and after.tokenizer == before.tokenizer
   same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
   for name in before.params.keys() - {"domain"}:
@@ -53,6 +59,18 @@ def test_out_and_in_again(trained, tmp_path, capsys):
     train.fit(c, tmp_path / "other", "test")
     told(tmp_path / "other", put="0", adapter=str(out), out=str(tmp_path / "none"))
   assert not (tmp_path / "none").exists()
+
+
+def test_a_run_that_is_read_on_few_devices_stays_one_of_many(trained, tmp_path):
+  many, out = shutil.copytree(trained, tmp_path / "many"), tmp_path / "out"
+  config_json = json.loads((many / "config.json").read_text())
+  config_json["mesh"]["data"] = 4
+  (many / "config.json").write_text(json.dumps(config_json))
+  assert told(many, export="run", mesh="1x1x1", out=str(out)) == 0
+  assert workdir.config_of(out) == workdir.config_of(many)
+  assert workdir.load_run(out, config.Mesh(1, 1, 1)).step == 2
+  with pytest.raises(InputError, match=r"out cannot lie on the mesh 1x3x1: .*count = 2 does not"):
+    workdir.load_run(out, config.Mesh(1, 3, 1))
 
 
 def test_what_cannot_be_written_leaves_nothing_behind(trained, tmp_path):

@@ -41,6 +41,18 @@ def test_a_first_command_that_came_to_nothing_leaves_the_folder_free(data, tmp_p
   assert (folder / workdir.CONFIG).exists() and (folder / workdir.TOKENIZER).exists()
 
 
+def test_a_run_goes_on_without_what_it_started_from(data, tmp_path):
+  fit(tmp_path / "first", data, **SHORT)
+  given = SHORT | {"checkpoint.init_from": str(tmp_path / "first")}
+  fit(tmp_path / "run", data, **given)
+  shutil.rmtree(tmp_path / "first")
+  shutil.rmtree(tmp_path / "run" / workdir.CHECKPOINTS / "4")
+  assert fit(tmp_path / "run", data, **given).run.step == 4
+  shutil.rmtree(tmp_path / "run" / workdir.CHECKPOINTS)
+  with pytest.raises(InputError, match="is no run's workdir: there is no such folder"):
+    fit(tmp_path / "run", data, **given)
+
+
 def test_a_row_that_fits_nowhere_is_told_before_the_first_step(data, tmp_path):
   mine = tmp_path / "mine.jsonl"
   lines = data.read_text().splitlines(keepends=True)

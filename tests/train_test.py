@@ -205,6 +205,17 @@ def test_a_penalty_that_weighs_nothing_is_told_once(tmp_path, caplog):
   assert "has the 32 answers" in record.message
 
 
+def test_only_a_router_that_learns_can_collapse(tmp_path):
+  changes = {"router.collapse_stops": True, "router.collapse_below": 0.9}
+  collapse = lambda **more: watch.Watch(
+    config.from_config_dict(small_config(tmp_path, **changes | more)), None, None
+  )._collapse(20, {"effective_experts": 1.0})
+  with pytest.raises(train.RunStopped, match=r"collapsed at step 20: 1\.00 of 2 experts in effect"):
+    collapse()
+  collapse(**{"router.kind": "uniform", "loss.balance": 0.0, "loss.zloss": 0.0})
+  collapse(**{"trains.router": False})
+
+
 @pytest.mark.slow
 def test_killed_ten_times_and_bitwise_the_same(data, tmp_path, whole, compiled):
   """Odd kills come during a save, even ones after a random number of logged steps."""

@@ -150,6 +150,16 @@ def test_the_baselines_of_any_config_read_back(data, changes):
     assert config.from_config_dict(config.to_dict(made)) == made
 
 
+def test_a_retraining_begins_where_the_run_ended_and_reads_back(data):
+  changes = {"study.shift.rehearsed": 3, "bottleneck.ramp": 5, "router.kind": "gumbel"}
+  c = config.from_config_dict(small_config(data, **CHANGES | changes))
+  made = update._retraining(c, update._trains(update.OURS, 0), 1e-3, data, 8, "x")
+  assert made.bottleneck.ramp == 0 and made.router.tau_start == c.router.tau_end < 1
+  # The order of sources decides how they are mixed.
+  read = config.from_config_dict(config.to_dict(made))
+  assert list(read.data.train) == list(made.data.train) == ["shifted", "stays"]
+
+
 def test_a_study_goes_on_where_its_folder_was_moved_to(studied, tmp_path):
   folder, result = studied
   moved = pathlib.Path(shutil.copytree(folder, tmp_path / "moved"))
@@ -211,11 +221,7 @@ def test_a_bound_on_what_is_recovered():
     ("study.shift.lora_lr", -1.0, "lora_lr = -1.0"),
     ("study.shift.lr", 0.0, r"shift\.lr = 0.0"),
     ("study.shift.becomes", "reverse", "shifts nothing"),
-    (
-      "study.shift.becomes",
-      "rotat",
-      r"config\.study\.shift\.becomes = .rotat.*did you mean .rotate.\?$",
-    ),
+    ("study.shift.becomes", "rotat", r"shift\.becomes = .rotat.*did you mean .rotate.\?$"),
     ("study.shift.curve", (0,), r"curve = \(0,\)"),
     ("experts.rank", 4, "rank 6 .* = 24 is wider"),
     ("study.shift.surface", "acre_txt", "acre_text"),
@@ -235,11 +241,13 @@ def test_a_shift_that_cannot_be_is_told_before_training(data, key, value, told):
   update.check(dataclasses.replace(c, study=dataclasses.replace(c.study, shift=shift)))
 
 
-def test_without_a_set_it_is_not_seen_what_else_changes(data):
+def test_a_study_that_would_show_nothing_is_told(data):
   c = config.from_config_dict(small_config(data, **CHANGES))
   unseen = dataclasses.replace(c.evaluation, sets={}, best="")
   with pytest.raises(InputError, match=r"name config\.evaluation\.sets"):
     update.check(dataclasses.replace(c, evaluation=unseen))
+  with pytest.raises(InputError, match="plain_base = True trains the base alike"):
+    update.check(dataclasses.replace(c, trains=dataclasses.replace(c.trains, base=False)))
 
 
 def test_an_example_whose_operation_is_not_told_is_none_that_stays(data):

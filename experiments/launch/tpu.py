@@ -15,7 +15,6 @@ all       these six, in this order
 Behind the -- stand the flags of experiments.train. --dry_run prints the commands and runs none.
 """
 
-import math
 import pathlib
 import re
 import shlex
@@ -29,7 +28,6 @@ from absl import flags
 
 from experiments import cli
 from experiments.launch import command, slices
-from iclm import axes
 from iclm.config import InputError, nearest
 from iclm.nn import attention
 
@@ -117,12 +115,11 @@ def _check_run(pod: Pod) -> None:
   path = command.value(pod.words, "config").partition(":")[0]
   c = cli.config_of([word for word in pod.words if word.startswith("--config")])
   attention.check_kernel(c.model, "tpu")
-  found, sizes = slices.of(pod.kind), [getattr(c.mesh, name) for name in axes.MESH]
-  n = math.prod(sizes)
+  found, n = slices.of(pod.kind), c.mesh.devices
   if n > found.chips or (found.hosts > 1 and n != found.chips):
     raise InputError(
-      f"config.mesh = {'x'.join(map(str, sizes))} asks for {n} devices, and --type={pod.kind} has "
-      f"{found.chips}; choose --config.mesh.data, .expert and .model whose product that is"
+      f"config.mesh = {c.mesh} asks for {n} devices, and --type={pod.kind} has {found.chips}; "
+      "choose --config.mesh.data, .expert and .model whose product that is"
     )
   there = ["git", "cat-file", "-e", f"HEAD:{path}"]
   if subprocess.run(there, check=False, capture_output=True).returncode:

@@ -44,6 +44,12 @@ def _check_experts(c: Config) -> None:
     c.router.kind != "kmeans" or c.router.fit,
     "config.router.kind = 'kmeans' needs config.router.fit = True",
   )
+  r = c.router
+  require(
+    r.kind != "soft" or r.tau_start == r.tau_end or r.tau_steps <= c.steps,
+    f"config.router.kind = 'soft' answers at tau_end = {r.tau_end}, which it never comes to: "
+    f"config.router.tau_steps = {r.tau_steps} is more than config.steps = {c.steps}",
+  )
   require(
     c.router.kind != "oracle" or len(c.data.domains) <= e.count,
     f"config.router.kind = 'oracle' has {len(c.data.domains)} domains (config.data.domains) for "
@@ -189,6 +195,9 @@ def _check_dependence(c: Config) -> None:
     "dependence.features of 1 or more": c.dependence.features > 0,
     "dependence.features of at most 64 classes under dependence.kind = 'joint_mi'": (
       c.dependence.kind != "joint_mi" or c.dependence.features <= 64
+    ),
+    "dependence.features of at most bottleneck.width under dependence.kind = 'joint_mi'": (
+      c.dependence.kind != "joint_mi" or c.dependence.features <= c.bottleneck.width
     ),
     "dependence.given = 'none' or dependence.kind = 'hsic'": (
       c.dependence.given == "none" or c.dependence.kind == "hsic"

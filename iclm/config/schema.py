@@ -23,6 +23,13 @@ class Mesh:
     """Parts that the rows of a batch are split into."""
     return self.data * self.expert
 
+  @property
+  def devices(self) -> int:
+    return self.shares * self.model
+
+  def __str__(self) -> str:
+    return f"{self.data}x{self.expert}x{self.model}"
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:

@@ -24,7 +24,8 @@ from iclm.evals.accuracy import Scores
 from iclm.evals.subject import Messages, Subject, served_by
 
 # Of the independence report and the calibration; each row of the report names its own n.
-N_PERMUTATIONS, N_STATES, N_BINS, N_FOLDS, RIDGE, LEVEL = 199, 8, 10, 5, 1e-2, 0.95
+N_PERMUTATIONS, N_FEATURES, N_STATES = 199, 64, 8
+N_BINS, N_FOLDS, RIDGE, LEVEL = 10, 5, 1e-2, 0.95
 MAX_EXPERTS = 8  # Pairs of domain experts grow with the square of their number.
 N_MAPPED = 300  # Examples of the map of prompts: more would cover each other.
 
@@ -176,7 +177,7 @@ def independence_of(subject: Subject, examples: Sequence[Example], seed: int) ->
   compared = independence.report(
     pairs,
     n_permutations=N_PERMUTATIONS,
-    n_features=subject.config.dependence.features,
+    n_features=N_FEATURES,
     n_states=N_STATES,
     seed=seed,
   )

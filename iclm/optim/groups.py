@@ -44,7 +44,7 @@ def make(
   Args:
     o: decay, on matrices alone (see `UNDECAYED`), is times the learning rate; the clip is the
       largest gradient norm of a group, and of each single domain expert.
-    lr: of the global step; that of the router times `router_lr`.
+    lr: over the steps that were not skipped; that of the router times `router_lr`.
     trainable: group -> whether it moves; for "domain" also the indices of the experts that do.
       What is frozen, a group, an expert or a part of the base, has no moments.
     still: parts of the base that do not move with it.

@@ -15,7 +15,7 @@ from iclm.optim.decay import decays
 class LazyAdamState(NamedTuple):
   """Moments have the shapes (and the boxes) of the parameters."""
 
-  step: Int[Array, ""]  # Of the whole run: where the schedule stands.
+  step: Int[Array, ""]  # Of the run, but for those skipped: where the schedule stands.
   count_E: Int[Array, "E"]  # Steps in which the expert was active: its bias correction.
   mu: Any
   nu: Any

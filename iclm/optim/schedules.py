@@ -14,9 +14,9 @@ def schedule(
   decay: float,
   end: float,
 ) -> optax.Schedule:
-  """Learning rate over global steps 0..steps-1: linear warm-up to `lr`, then the shape of `kind`.
+  """Learning rate over steps 0..steps-1: linear warm-up to `lr`, then the shape of `kind`.
 
-  Step t < warmup takes lr (t + 1) / warmup: the first step already counts.
+  Step t < warmup takes lr (t + 1) / warmup: the first step already counts. Skipped ones do not.
 
   Args:
     kind: constant; cosine (to the end); wsd (constant, then linear over the last `decay`).

@@ -11,7 +11,6 @@ import jax
 from iclm import (
   compose,
   config,
-  hf,
   optim,
   outputs,
   processes,
@@ -66,13 +65,9 @@ def fit(
   sources = assemble.sources(c)
   training = assemble.mixed(c, sources)
   sets = {name: assemble.examples(source, c.data) for name, source in c.evaluation.sets.items()}
-  source = config.path(c.checkpoint.init_from)
-  if c.checkpoint.init_from and hf.is_folder(source):
-    hf.check_base(source, c.model)
-  elif c.checkpoint.init_from:
-    workdir.config_of(source)
   template, new = assemble.template(c.data), None
   if not processes.of_first((folder / workdir.TOKENIZER).exists()):
+    start.check_source(c)
     new = start.new_tokenizer(c, training).under(template)
     compose.build(c, new.vocab_size, mesh)  # Raises what contradicts itself there.
   with workdir.claim(folder, c, free):

@@ -34,6 +34,15 @@ def new_tokenizer(c: Config, training) -> Tokenizer:
   return found
 
 
+def check_source(c: Config) -> None:
+  """Raises InputError where a run cannot start from what it is to start from."""
+  source = config.path(c.checkpoint.init_from)
+  if c.checkpoint.init_from and hf.is_folder(source):
+    hf.check_base(source, c.model)
+  elif c.checkpoint.init_from:
+    workdir.config_of(source)
+
+
 def check_rows(loader: pipeline.Loader, sources: Mapping[str, pipeline.Source]) -> None:
   """Raises InputError where a row fits no batch, which a run might come to after days.
 
@@ -58,7 +67,7 @@ def fresh(c: Config, model: compose.Model, tx, mesh, key, loader: pipeline.Loade
     base = hf.load_base(source, c.model, mesh, fsdp=c.fsdp)
     state = state._replace(params=rest | {"base": base})
   elif c.checkpoint.init_from:
-    theirs = workdir.load_run(source, c.mesh)
+    theirs = workdir.load_run(source, c.mesh, fsdp=c.fsdp)
     state = state._replace(params=_take(state.params, theirs.params, c.checkpoint.init_from))
     if "router" in theirs.params and theirs.config.router.kind in config.LEARNED:
       return state

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from iclm import compose, information, progress
-from iclm.config import Config
+from iclm.config import LEARNED, Config
 from iclm.data import pipeline
 from iclm.data.records import Example
 from iclm.data.tokenizer import Tokenizer
@@ -107,7 +107,8 @@ class Watch:
 
   def _collapse(self, n: int, values: dict[str, float]) -> None:
     c = self._c
-    if "effective_experts" not in values or not c.trains.router or self._told_collapse:
+    learns = c.trains.router and c.router.kind in LEARNED
+    if "effective_experts" not in values or not learns or self._told_collapse:
       return
     if n < c.router.tau_steps / 2:
       return
