@@ -136,19 +136,33 @@ def config_of(argv: Sequence[str]) -> config.Config:
   Raises:
     InputError: the file is no config, or `experiments.train` would refuse it.
   """
-  holder = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=[sys.argv[0], *argv])
   try:
-    holder([sys.argv[0], *argv])
-    read = holder["config"].value.copy_and_resolve_references()  # Raises where it was not found.
+    read = _read(argv)
   except (flags.Error, OSError, *BROKEN) as error:
-    file, *_ = [word for word in argv if word.startswith("--config=")]
     stray = _stray(argv)
     told = f"with these flags: {stray}" if stray else f"is no config: {sentence(error)}"
-    raise config.InputError(f"{file[9:]} {told}") from None
+    raise config.InputError(f"{_file(argv)} {told}") from None
   c = config.from_config_dict(read)
   update.check(c)
   return c
+
+
+def _read(argv: Sequence[str]) -> Any:
+  """What a config file comes to under flags; raises what reading it may raise."""
+  holder, words = flags.FlagValues(), [sys.argv[0], *argv]
+  config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=words)
+  holder(words)
+  found = holder["config"].value
+  dict(found)  # One that was not found is told where it is looked at first.
+  return found
+
+
+def _file(argv: Sequence[str]) -> str:
+  """The config file that flags name, in any way that absl reads."""
+  for word, behind in zip(argv, [*argv[1:], ""], strict=True):
+    if named := re.fullmatch(r"--?c(?:onfig)?(=.*)?", word):
+      return named[1][1:] if named[1] else behind
+  return ""
 
 
 def console() -> rich.console.Console:
@@ -180,14 +194,8 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _stray(argv: Sequence[str]) -> str | None:
   """What is told of the first flag that names a key which its config does not have, if one does."""
-  # The value of a flag may be the next word.
-  words = zip(["", *argv], argv, strict=False)
-  files = [word for old, word in words if re.match(r"--?config(=|$)", word) or old == "--config"]
-  holder = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=["", *files])
   try:
-    holder(["", *files])
-    read = holder["config"].value.copy_and_resolve_references()
+    read = _read([f"--config={_file(argv)}"])
   except (flags.Error, OSError, *BROKEN):
     return None  # It is not the flags.
   for word in argv:

@@ -49,12 +49,12 @@ class _Model(NamedTuple):
 def check(c: Config) -> None:
   """Raises InputError where a study asks for no update that can be, before anything is trained."""
   s = c.study.shift
-  config.require(
-    c.trains.base or not c.study.plain_base,
-    "config.study.plain_base = True trains the base alike, and config.trains.base = False lets it "
-    "stand still; set one of them otherwise",
-  )
   if not s.surface:
+    config.require(
+      c.trains.base or not c.study.plain_base,
+      "config.study.plain_base = True trains the base alike, and config.trains.base = False lets "
+      "it stand still; set one of them otherwise",
+    )
     return
   config.require(
     c.experts.kind != "none",
@@ -207,7 +207,7 @@ def _retraining(
     loss=zero,
     perturb=baselines.UNPERTURBED,
     trains=trains,
-    # Trained already: what the run came to, and not what it began with.
+    # Trained already: at the temperature of answering, and at the full price of the rate.
     router=dataclasses.replace(c.router, tau_start=c.router.tau_end),
     bottleneck=dataclasses.replace(c.bottleneck, ramp=0),
     optimizer=dataclasses.replace(c.optimizer, lr=lr, warmup=warmup),

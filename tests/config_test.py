@@ -55,7 +55,7 @@ def test_configs_are_complete_and_survive_a_round_trip(name):
     ),
     ({"experts.projections": ("q", "q")}, r"projections = \('q', 'q'\) names one twice"),
     ({"dependence.kind": "joint_mi", "dependence.features": 65}, "64 classes"),
-    ({"dependence.kind": "joint_mi"}, "features of at most bottleneck.width"),
+    ({"dependence.kind": "joint_mi"}, "features = 64 of at most bottleneck.width = 32"),
     (
       {"dependence.kind": "joint_mi", "dependence.features": 8},
       "needs config.dependence.given = 'none'",

@@ -238,14 +238,12 @@ def test_a_shift_that_cannot_be_is_told_before_training(data, key, value, told):
 
 def test_a_study_that_would_show_nothing_is_told(data):
   c = config.from_config_dict(small_config(data, **CHANGES))
-  unseen, still = (
-    dataclasses.replace(c.evaluation, sets={}),
-    dataclasses.replace(c.trains, base=False),
-  )
+  unseen = dataclasses.replace(c.evaluation, sets={}, best="")
   with pytest.raises(InputError, match=r"name config\.evaluation\.sets"):
     update.check(dataclasses.replace(c, evaluation=unseen))
+  given = CHANGES | {"study.shift.surface": "", "trains.base": False}
   with pytest.raises(InputError, match="plain_base = True trains the base alike"):
-    update.check(dataclasses.replace(c, trains=still))
+    update.check(config.from_config_dict(small_config(data, **given)))
 
 
 def test_an_example_whose_operation_is_not_told_is_none_that_stays(data):

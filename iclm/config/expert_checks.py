@@ -196,7 +196,8 @@ def _check_dependence(c: Config) -> None:
     "dependence.features of at most 64 classes under dependence.kind = 'joint_mi'": (
       c.dependence.kind != "joint_mi" or c.dependence.features <= 64
     ),
-    "dependence.features of at most bottleneck.width under dependence.kind = 'joint_mi'": (
+    f"dependence.features = {c.dependence.features} of at most bottleneck.width = "
+    f"{c.bottleneck.width} under dependence.kind = 'joint_mi'": (
       c.dependence.kind != "joint_mi" or c.dependence.features <= c.bottleneck.width
     ),
     "dependence.given = 'none' or dependence.kind = 'hsic'": (

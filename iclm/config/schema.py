@@ -140,7 +140,8 @@ class Dependence:
 
   kind: Literal["hsic", "joint_mi", "none"]
   given: Literal["none", "label", "domain"]
-  features: int  # Random Fourier features; for joint_mi the number of message classes (<= 64).
+  # Random Fourier features; for joint_mi the number of message classes, at most 64 and the width
+  features: int  # of a message.
   classes: int  # At most so many labels are conditioned on in a batch: the most frequent ones.
 
 

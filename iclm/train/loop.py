@@ -103,9 +103,9 @@ def _fit(c: Config, folder: pathlib.Path, title: str, mesh, sources, tokenizer, 
       loader = dataclasses.replace(loader, rows=assemble.mixed(c, known))
     past = _Past.of(restored, about)
     with (
+      contextlib.closing(loader.iterate(first)) as batches,
       progress.open_log(folder, first, c.steps, title) as log,
       processes.StopSignals() as signals,
-      contextlib.closing(loader.iterate(first)) as batches,
     ):
       look, stop = watch.Watch(c, loader, log), False
       while n < c.steps and not stop:
