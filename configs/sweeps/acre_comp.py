@@ -2,8 +2,8 @@
 
   python -m experiments.sweep --sweep=configs/sweeps/acre_comp.py --workdir=runs/acre_comp --jobs=2
 
-What has been run of it is in `experiments/results/README.md`. A run takes about an hour of two
-cores; the rate is that of the config for every system.
+What has been run of it is in `experiments/results/README.md`. A run takes an hour or more of one
+core; the rate is that of the config for every system.
 """
 
 from ml_collections import config_dict
