@@ -2,8 +2,8 @@
 
   python -m experiments.sweep --sweep=configs/sweeps/raven.py --workdir=runs/raven_sweep --jobs=2
 
-The systems are those of `configs/sweeps/acre_comp.py`. Dense and iclm have been run, with five
-seeds: see `experiments/results/README.md`.
+The systems are those of `configs/sweeps/acre_comp.py`. Dense and iclm have been run with five
+seeds, the others with one: see `experiments/results/README.md`.
 """
 
 from ml_collections import config_dict
