@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import rich.console
 from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
+from ml_collections import config_flags
 
 from experiments import hosts, update
 from iclm import axes, config, progress, train, workdir
@@ -203,7 +203,7 @@ def _stray(argv: Sequence[str]) -> str | None:
       continue
     where, level = "config", read
     for name in (part.partition("[")[0] for part in found[1].split(".")):
-      if not isinstance(level, config_dict.ConfigDict):
+      if not hasattr(level, "keys"):
         return f"{where} of {found[0]} has no keys: it is {level!r}"
       if name not in level:
         return f"{where} has no key {name!r}; {config.nearest(name, level)}"
